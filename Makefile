@@ -1,0 +1,78 @@
+# SPDX-FileCopyrightText: npukit contributors
+# SPDX-License-Identifier: Apache-2.0
+# `make demo` and `make test` work on a fresh machine with Python 3.11, gcc and make; every target sets up .venv itself.
+
+PYTHON ?= python3.11
+JOBS ?= $(shell nproc 2>/dev/null || echo 2)
+BIN := .venv/bin
+READY := .venv/.ready
+DEMO_OUT ?= results/demo
+CONFORMANCE_OUT ?= results/conformance
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: help setup demo check lint unit test test-all conformance bench fuzz sbom wheel clean
+.DELETE_ON_ERROR:
+
+help:
+	@echo "make demo         digits: ONNX -> DLC -> QNN CPU, HTP; QDQ -> context binary (under 5 minutes)"
+	@echo "make check        static checks and unit tests without native libraries (under 10 minutes)"
+	@echo "make test         check + native tests + conformance + demo + documented commands (what CI runs)"
+	@echo "make test-all     also the slow tests and the conformance variants with constant inputs (hours)"
+	@echo "make lint         ruff, mypy, import-linter"
+	@echo "make conformance  the ONNX backend tests over all three paths; writes docs/op-coverage.md"
+	@echo "make bench        cost against bare C calls and ONNX Runtime's QNN provider"
+	@echo "make fuzz         mutated model files against every loader"
+	@echo "make sbom wheel clean"
+
+setup: $(READY)
+
+$(READY): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet -c constraints.txt hatchling editables
+	$(BIN)/python -m pip install --quiet -c constraints.txt --no-build-isolation -e ".[dev]"
+	@touch $@
+
+demo: $(READY)
+	$(BIN)/python examples/digits/demo.py --output $(DEMO_OUT)
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+unit: $(READY)
+	$(BIN)/python -m pytest -n $(JOBS) -m "not native and not slow"
+
+check: lint unit
+
+test: lint
+	$(BIN)/python -m pytest -n $(JOBS) -m "not slow"
+	$(BIN)/python -m conformance run --path cpu,htp,raise --variant a --jobs $(JOBS) --out $(CONFORMANCE_OUT)
+	$(BIN)/python -m conformance compare $(CONFORMANCE_OUT)
+
+test-all: test
+	$(BIN)/python -m pytest -n $(JOBS) -m slow
+	$(BIN)/python -m conformance run --path cpu,htp,raise --variant a,b,c --jobs $(JOBS) --out $(CONFORMANCE_OUT)
+	$(BIN)/python -m conformance compare $(CONFORMANCE_OUT)
+
+conformance: $(READY)
+	$(BIN)/python -m conformance run --path cpu,htp,raise --variant a,b,c --jobs $(JOBS) --out $(CONFORMANCE_OUT)
+	$(BIN)/python -m conformance report $(CONFORMANCE_OUT) --markdown docs/op-coverage.md
+
+bench: $(READY)
+	$(BIN)/python -m benchmarks
+
+fuzz: $(READY)
+	$(BIN)/python -m tests.hostile.fuzz
+
+sbom: $(READY)
+	$(BIN)/python tools/sbom.py
+
+wheel: $(READY)
+	$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation -w dist .
+
+clean:
+	rm -rf .venv build dist results .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
