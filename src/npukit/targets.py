@@ -1,0 +1,235 @@
+# SPDX-FileCopyrightText: npukit contributors
+# SPDX-License-Identifier: Apache-2.0
+"""What an artifact can be made for: a table of chips and backends, each row with its source.
+
+A lowering asks a `Target` for facts (Hexagon architecture, float16, quirks) and never for its name. A chip that
+is not in the table can be given as its numbers: `htp(soc_id=..., arch=...)`.
+
+Sources, by the letter in the rows:
+    G  Qualcomm AI Engine Direct reference guide 2.22, overview, table of supported devices (SoC model and arch).
+    E  pytorch/executorch backends/qualcomm/serialization/qc_schema.py (SoC model, arch, VTCM).
+    L  google-ai-edge/LiteRT vendors/qualcomm soc_table.cc (arch, VTCM).
+    R  read from a context binary that libQnnHtp 2.47 made for this SoC id (arch).
+    A  Ascend documents as collected for the toolkit (soc_version, precision).
+Float: float graphs validate on V69, V73 and V75 and are refused on V68 with 3110 (tried on the emulator). Architectures
+above V75 are taken to follow. int4: 4-bit weights were tried on V75; V73 and later are taken to follow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from npukit.errors import UsageError, nearest
+
+
+@dataclass(frozen=True)
+class Quirk:
+    """A way in which a backend differs from the op definitions without its validation saying so."""
+
+    name: str
+    what: str
+    backends: frozenset[str]
+    source: str
+
+
+_RUN = "tried on wheel onnxruntime-qnn 2.3.0 (QAIRT 2.47), x86-64"
+_CPU, _HTP = frozenset({"qnn-cpu"}), frozenset({"qnn-htp"})
+
+QUIRKS: dict[str, Quirk] = {
+    quirk.name: quirk
+    for quirk in (
+        Quirk("pool_max_pads_with_zero", "PoolMax lets padding win over negative values", _HTP, _RUN),
+        Quirk("pool_avg_ceil_is_wrong", "PoolAvg2d CEIL gives garbage in overhanging windows", _HTP, _RUN),
+        Quirk("pool_ceil_refused", "rounding_mode CEIL fails at composition", _CPU, _RUN),
+        Quirk(
+            "float32_computed_in_float16", "FLOAT_32 is computed and saturated like FLOAT_16 from V69 on", _HTP, _RUN
+        ),
+        Quirk("float32_not_bit_preserving", "even Reshape of FLOAT_32 moves values by 1e-7 relative", _HTP, _RUN),
+        Quirk("topk_ties_prefer_larger_index", "TopK puts the larger index first on ties", _CPU | _HTP, _RUN),
+        Quirk("fc_axis_weights_first_scale", "FullyConnected with per-axis weights uses the first scale", _CPU, _RUN),
+        Quirk("quantized_conv_needs_bias", "quantized Conv2d without bias fails at finalize (6000)", _CPU, _RUN),
+        Quirk(
+            "matmul_needs_both_transposes", "MatMul with per-axis weights and no params crashes validation", _HTP, _RUN
+        ),
+        Quirk("lpbq_only_1x1", "blockwise-expansion weights of a convolution above 1x1 give wrong numbers", _HTP, _RUN),
+        Quirk("lpbq_block_below_8_is_wrong", "blockwise expansion with blocks of 4 gives wrong numbers", _HTP, _RUN),
+        Quirk("lpbq_block_scale_bits_4", "blockwise-expansion block scales must have 4 bits", _HTP, _RUN),
+        Quirk("block_encoding_has_no_kernel", "BLOCK encodings finalize with 1002", _HTP, _RUN),
+        Quirk("one_byte_per_4bit_weight", "4-bit weights are one value a byte in an 8-bit dtype", _HTP, _RUN),
+        Quirk(
+            "per_tensor_bias_scale_requantizes",
+            "a per-tensor bias scale with per-axis weights costs accuracy",
+            _HTP,
+            _RUN,
+        ),
+        Quirk("mixed_float_widths_refused", "FLOAT_16 and FLOAT_32 may not meet in one op without Cast", _HTP, _RUN),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Target:
+    """One chip or backend an artifact is made for.
+
+    Attributes:
+        name: as given with --target, lower case.
+        backend: "qnn-cpu", "qnn-htp", "ascend", or "" where npukit can make nothing for the chip.
+        soc_id: the QNN SoC model; None without one.
+        arch: Hexagon architecture (68, 69, 73, ...); None without HTP.
+        vtcm_mb: tightly coupled memory of the NPU in MB; None where no source gives it.
+        float16: whether float graphs run on it.
+        int4: whether 4-bit weights run on it.
+        source: letters of the sources above.
+        notes: what one should know; for a chip without HTP what can be made instead.
+    """
+
+    name: str
+    backend: str
+    soc_id: int | None = None
+    arch: int | None = None
+    vtcm_mb: int | None = None
+    float16: bool = False
+    int4: bool = False
+    source: str = ""
+    notes: str = ""
+
+    @property
+    def quirks(self) -> frozenset[str]:
+        """Names in QUIRKS that hold for this target's backend."""
+        return frozenset(quirk.name for quirk in QUIRKS.values() if self.backend in quirk.backends)
+
+    @property
+    def supported(self) -> bool:
+        """Whether npukit can make an artifact for it."""
+        return bool(self.backend)
+
+
+def htp(
+    soc_id: int, arch: int, *, name: str = "", vtcm_mb: int | None = None, source: str = "", notes: str = ""
+) -> Target:
+    """A Hexagon NPU by its numbers; raises UsageError below V68, the first HTP."""
+    if arch < 68:
+        raise UsageError(f"Hexagon V{arch} has no HTP", hint="HTP begins with V68; use the CPU of such a chip")
+    label = name or f"soc{soc_id}-v{arch}"
+    return Target(label, "qnn-htp", soc_id, arch, vtcm_mb, arch >= 69, arch >= 73, source, notes)
+
+
+# name, SoC model, Hexagon arch, VTCM in MB, sources
+_HTP_ROWS: tuple[tuple[str, int, int, int | None, str], ...] = (
+    ("sm8350", 30, 68, 4, "G E L R"),
+    ("sm7350", 32, 68, None, "G R"),
+    ("sm8325", 34, 68, None, "G R"),
+    ("sm7325", 35, 68, None, "G R"),
+    ("qcm6490", 35, 68, 2, "G E R"),
+    ("qcs6490", 35, 68, 2, "G E R"),
+    ("sc8280x", 37, 68, None, "G R"),
+    ("sm7315", 38, 68, None, "G R"),
+    ("sa8295", 39, 68, 8, "E L R"),
+    ("sa8540", 62, 68, 8, "E R"),
+    ("sm8450", 36, 69, 8, "G E L R"),
+    ("sm7450", 41, 69, None, "G R"),
+    ("sm8475", 42, 69, 8, "G E L R"),
+    ("sm7475", 54, 69, None, "G R"),
+    ("sxr2230p", 53, 69, 8, "E L R"),
+    ("sm8550", 43, 73, 8, "G E L R"),
+    ("sm6450", 50, 73, None, "G R"),
+    ("sm8635", 68, 73, None, "G R"),
+    ("sc8380xp", 60, 73, 8, "G L R"),
+    ("sa8255", 52, 73, 8, "E L R"),
+    ("qcs9100", 77, 73, 8, "E R"),
+    ("ssg2115p", 46, 73, 2, "E R"),
+    ("ssg2125p", 58, 73, 2, "E L R"),
+    ("sxr1230p", 45, 73, 2, "E R"),
+    ("sm8650", 57, 75, 8, "G E L R"),
+    ("sm8750", 69, 79, 8, "E L R"),
+    ("sxr2330p", 75, 79, 8, "E R"),
+    ("sm8850", 87, 81, 8, "E L R"),
+    ("sm8845", 97, 81, 8, "E R"),
+    ("sa8797", 72, 81, 16, "E R"),
+    ("sar2230p", 95, 81, 4, "E L R"),
+    ("sw6100", 96, 81, 4, "E R"),
+)
+_NOTES = {
+    "qcm6490": "executorch lists SoC model 93 for it, also V68",
+    "qcs6490": "the same chip as qcm6490 without modem; executorch lists SoC model 93, also V68",
+}
+
+_NO_HTP = "no HTP: its DSP needs the QNN DSP backend, which no wheel holds. A .dlc made for qnn-cpu runs on its CPU"
+_WITHOUT_HTP: tuple[tuple[str, int, int | None], ...] = (
+    ("sm8250", 21, 66),
+    ("qrb5165", 21, 66),
+    ("sm7250", 25, 66),
+    ("sm7225", 29, 66),
+    ("sm6350", 29, 66),
+    ("qcs7230", 51, 66),
+    ("sm6225", 40, 66),
+    ("sm4350", 31, 66),
+    ("sm6375", 31, 66),
+    ("sm4250", 28, 66),
+    ("sm6115", 28, 66),
+    ("qcm4290", 28, 66),
+    ("qcs610", 16, 66),
+    ("qcs410", 33, 66),
+    ("qcm6125", 19, 66),
+    ("qrb4210", 49, 66),
+    ("qcm4490", 59, None),
+    ("sm4450", 59, None),
+)
+
+_OTHERS = (
+    Target("qnn-cpu", "qnn-cpu", source="R", notes="float32 and plain 8-bit reference, runs where the wheel does"),
+    Target("gpu", "", notes="Adreno: npukit makes no GPU artifact; a .dlc runs there with Qualcomm's own tools"),
+    Target("lpai", "", notes="low-power AI island: needs tools that no wheel holds"),
+    Target(
+        "ascend310p3", "ascend", float16=True, source="A", notes="soc_version Ascend310P3: float16 matrix products only"
+    ),
+)
+
+_PORTABLE_HTP = htp(43, 73, name="htp-v73", vtcm_mb=8, source="G E L R", notes="the HTP half of the target `portable`")
+
+TARGETS: dict[str, Target] = {
+    row.name: row
+    for row in (
+        *(htp(soc, arch, name=n, vtcm_mb=mb, source=s, notes=_NOTES.get(n, "")) for n, soc, arch, mb, s in _HTP_ROWS),
+        *(Target(name, "", soc, arch, source="G", notes=_NO_HTP) for name, soc, arch in _WITHOUT_HTP),
+        *_OTHERS,
+        _PORTABLE_HTP,
+    )
+}
+
+PORTABLE = "portable"
+
+
+def portable() -> tuple[Target, ...]:
+    """What a conversion without --target must hold on: QNN CPU and HTP V73."""
+    return TARGETS["qnn-cpu"], _PORTABLE_HTP
+
+
+def target(name: str) -> Target:
+    """The row called `name` (any case). Raises UsageError with the nearest name; see `resolve` for "portable"."""
+    found = TARGETS.get(name.strip().lower())
+    if found is None:
+        near = nearest(name.strip().lower(), [*TARGETS, PORTABLE])
+        raise UsageError(f"no target {name!r}", where="--target", hint=f"{near}; `npukit targets` lists all")
+    return found
+
+
+def resolve(names: tuple[str, ...] | list[str]) -> tuple[Target, ...]:
+    """Targets of all `names` without repeats; none or "portable" give `portable()`.
+
+    Raises UsageError for an unknown name and for a chip that npukit can make nothing for.
+    """
+    found: dict[str, Target] = {}
+    for name in names or [PORTABLE]:
+        rows = portable() if name.strip().lower() == PORTABLE else (target(name),)
+        for row in rows:
+            if not row.supported:
+                raise UsageError(f"nothing can be made for {row.name}", where="--target", hint=row.notes)
+            found[row.name] = row
+    return tuple(found.values())
+
+
+def by_soc_id(soc_id: int) -> Mapping[str, Target]:
+    """Rows with this SoC model, by name: several chips may share one."""
+    return {name: row for name, row in TARGETS.items() if row.soc_id == soc_id}
