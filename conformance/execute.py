@@ -1,0 +1,269 @@
+# SPDX-FileCopyrightText: npukit contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Run one case over one path, in this process: load, lower, execute, compare.
+
+A case passes when a run-time input is left on which an output depends, every op was executed by that backend, and
+all outputs have the source's shape and dtype and meet the tolerance. What is left over as constants only is `folded`.
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from conformance import cases
+from npukit.errors import LoweringError, ModelError, NativeError, NpukitError
+from npukit.qnn.graph import Graph, Tensor
+
+REASONS = (
+    "no QNN op or composition",
+    "backend refused",
+    "wrong",
+    "dtype cannot be held",
+    "dynamic output",
+    "crash",
+)
+PATHS = ("cpu", "htp", "raise")
+_TARGETS = {"cpu": "qnn-cpu", "htp": "sm8650", "raise": "sm8650"}
+
+
+@dataclass
+class CannotHold(Exception):
+    """A failure with its reason from REASONS."""
+
+    reason: str
+    evidence: str
+
+
+def tolerance(path: str, reference: np.ndarray[Any, Any]) -> tuple[float, float]:
+    """(rtol, atol) for outputs of `path`."""
+    if path != "htp":
+        return 1e-3, 1e-5
+    finite = np.abs(reference[np.isfinite(reference)])
+    return 1e-2, 1e-2 * max(1.0, float(finite.max(initial=0.0)))
+
+
+def run(root: str, name: str, path: str, variant: str) -> dict[str, Any]:
+    """The result of one case as a JSON-ready object.
+
+    Keys: status (pass, fail, folded), reason and evidence where it failed, ops (the executed op types), error (the
+    largest difference), seconds, native (whether a native call failed).
+    """
+    start = time.monotonic()
+    trace: dict[str, Any] = {}
+    try:
+        result = _run(Path(root), name, path, variant, trace)
+    except CannotHold as error:
+        result = {"status": "fail", "reason": error.reason, "evidence": error.evidence}
+    except NpukitError as error:
+        result = {
+            "status": "fail",
+            "reason": _reason(error),
+            "evidence": str(error)[:1000],
+            "native": isinstance(error, NativeError),
+        }
+    except Exception as error:
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        evidence = f"{type(error).__name__}: {error} ({Path(where.filename).name}:{where.lineno})"
+        result = {"status": "fail", "reason": "crash", "evidence": evidence[:1000], "internal": True}
+    return {**result, **trace, "seconds": round(time.monotonic() - start, 3)}
+
+
+def _reason(error: NpukitError) -> str:
+    if isinstance(error, NativeError):
+        return "backend refused"
+    text = str(error).lower()
+    if isinstance(error, ModelError) and ("dynamic" in text or "data-dependent" in text):
+        return "dynamic output"
+    if isinstance(error, LoweringError):
+        for phrase, reason in _PHRASES:
+            if phrase in text:
+                return reason
+    return "no QNN op or composition"
+
+
+_PHRASES = (
+    ("dynamic", "dynamic output"),
+    ("cannot be held", "dtype cannot be held"),
+    ("refuse", "backend refused"),
+)
+
+
+def _run(root: Path, name: str, path: str, variant: str, trace: dict[str, Any]) -> dict[str, Any]:
+    case = cases.load(root, name)
+    trace["source_ops"] = list(cases.ops(case.model))
+    changed = cases.variant(case, variant)
+    if changed is None:
+        return {"status": "same"}
+    graph = _lower(changed, path)
+    trace["ops"] = [op.type for op in graph.ops]
+    if not depends_on_input(graph):
+        return {"status": "folded"}
+    with _executor(path, graph) as execute:
+        worst = 0.0
+        for inputs, expected in changed.data:
+            outputs = execute(inputs)
+            for info, want, got in zip(changed.model.graph.output, expected, outputs, strict=True):
+                worst = max(worst, _compare(path, info.name, np.asarray(want), got))
+    return {"status": "pass", "error": worst}
+
+
+def depends_on_input(graph: Graph) -> bool:
+    """Whether a graph output is computed, through ops, from a graph input."""
+    reached = {id(tensor) for tensor in graph.inputs}
+    made: set[int] = set()
+    for op in graph.ops:
+        if any(id(tensor) in reached for tensor in op.inputs if tensor is not None):
+            reached.update(id(tensor) for tensor in op.outputs)
+            made.update(id(tensor) for tensor in op.outputs)
+    return any(id(tensor) in made for tensor in graph.outputs)
+
+
+def _compare(path: str, name: str, want: np.ndarray[Any, Any], got: np.ndarray[Any, Any]) -> float:
+    """The largest absolute difference; CannotHold("wrong") where the output does not agree."""
+    if got.shape != want.shape or got.dtype != want.dtype:
+        raise CannotHold("wrong", f"{name}: got {got.dtype}{list(got.shape)}, expected {want.dtype}{list(want.shape)}")
+    a, b = got.astype(np.float64), want.astype(np.float64)
+    rtol, atol = tolerance(path, b)
+    with np.errstate(invalid="ignore"):
+        close = np.isclose(a, b, rtol=rtol, atol=atol, equal_nan=True)
+        difference = np.where(np.isfinite(a) & np.isfinite(b), np.abs(a - b), 0.0)
+    worst = float(difference.max(initial=0.0))
+    if not close.all():
+        first = tuple(int(i) for i in np.argwhere(~close)[0]) if close.ndim else ()
+        share = 1 - float(close.mean())
+        raise CannotHold(
+            "wrong",
+            f"{name}: {share:.1%} of {close.size} elements differ, largest difference {worst:.3g};"
+            f" first at {list(first)}: got {a[first]:.6g}, expected {b[first]:.6g}",
+        )
+    return worst
+
+
+def _lower(case: cases.Case, path: str) -> Graph:
+    from npukit.frontends.onnx import LoadOptions, load
+    from npukit.lowering import LowerOptions, lower
+    from npukit.targets import target
+
+    normalized = load(case.model, LoadOptions(input_shapes=cases.input_shapes(case)))
+    chip = target(_TARGETS[path])
+    validators: Mapping[str, Callable[..., str | None]] = {}
+    if path != "raise":
+        validators = {chip.name: _backend(path).validate}
+    return lower(normalized, (chip,), LowerOptions(), validators).graph
+
+
+@functools.cache
+def _backend(path: str) -> Any:
+    """The backend of `path`; one for the life of the process, because making one is costly."""
+    from npukit.qnn.api.backend import Backend
+    from npukit.targets import target
+
+    return Backend(path, soc_id=target(_TARGETS[path]).soc_id)
+
+
+class _Qnn:
+    """A finalized graph on a QNN backend; a context manager that gives a function inputs -> outputs."""
+
+    def __init__(self, path: str, graph: Graph) -> None:
+        self._graph = graph
+        self._context = _backend(path).context()
+        self._handle = self._context.add_graph(graph)
+
+    def __enter__(self) -> Callable[[dict[str, Any]], list[np.ndarray[Any, Any]]]:
+        self._handle.finalize()
+        return self._execute
+
+    def __exit__(self, *_: object) -> None:
+        self._context.free()
+
+    def _execute(self, inputs: dict[str, Any]) -> list[np.ndarray[Any, Any]]:
+        native = [to_native(_source(inputs, tensor), tensor) for tensor in self._graph.inputs]
+        outputs = [np.empty(tensor.shape, tensor.dtype.numpy) for tensor in self._graph.outputs]
+        self._handle.execute(native, outputs)
+        return [to_source(array, tensor) for array, tensor in zip(outputs, self._graph.outputs, strict=True)]
+
+
+class _Raised:
+    """The raised graph on ONNX Runtime's CPU provider, with the same face as `_Qnn`."""
+
+    def __init__(self, graph: Graph) -> None:
+        import onnx_ir
+        import onnxruntime
+
+        from npukit.raising import raise_graph
+
+        self._graph = graph
+        model = raise_graph(graph, quantized="qdq")
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 4
+        options.intra_op_num_threads = 1
+        self._session = onnxruntime.InferenceSession(
+            onnx_ir.to_proto(model).SerializeToString(), options, providers=["CPUExecutionProvider"]
+        )
+        self._session.disable_fallback()
+
+    def __enter__(self) -> Callable[[dict[str, Any]], list[np.ndarray[Any, Any]]]:
+        return self._execute
+
+    def __exit__(self, *_: object) -> None:
+        del self._session
+
+    def _execute(self, inputs: dict[str, Any]) -> list[np.ndarray[Any, Any]]:
+        native = [to_native(_source(inputs, tensor), tensor) for tensor in self._graph.inputs]
+        names = [info.name for info in self._session.get_inputs()]
+        results = self._session.run(None, dict(zip(names, native, strict=True)))
+        return [to_source(np.asarray(a), tensor) for a, tensor in zip(results, self._graph.outputs, strict=True)]
+
+
+def _executor(path: str, graph: Graph) -> _Qnn | _Raised:
+    return _Raised(graph) if path == "raise" else _Qnn(path, graph)
+
+
+def _source(inputs: dict[str, Any], tensor: Tensor) -> np.ndarray[Any, Any]:
+    return np.asarray(inputs[tensor.held.source if tensor.held else tensor.name])
+
+
+def to_native(array: np.ndarray[Any, Any], tensor: Tensor) -> np.ndarray[Any, Any]:
+    """A source array as its graph input holds it (order of axes, dtype, codes of a quantized tensor)."""
+    held = tensor.held
+    if held is not None and held.perm is not None:
+        array = array.transpose(held.perm)
+    array = array.reshape(tensor.shape)
+    dtype = tensor.dtype.numpy
+    if tensor.dtype.is_quantized and array.dtype.kind == "f" and tensor.encoding is not None:
+        info = np.iinfo(dtype)
+        codes = np.rint(array.astype(np.float64) / tensor.encoding.scale) - tensor.encoding.offset
+        return np.ascontiguousarray(np.clip(codes, info.min, info.max).astype(dtype))
+    if array.dtype.kind in "iu" and dtype.kind in "iu" and array.size:
+        info = np.iinfo(dtype)
+        if int(array.min()) < info.min or int(array.max()) > info.max:
+            raise CannotHold("dtype cannot be held", f"{tensor.name}: {array.dtype} values beyond {dtype}")
+    return np.ascontiguousarray(array.astype(dtype))
+
+
+def to_source(array: np.ndarray[Any, Any], tensor: Tensor) -> np.ndarray[Any, Any]:
+    """A native output in the source's dtype, order of axes and shape."""
+    held = tensor.held
+    if held is None:
+        return array
+    dtype = _numpy_dtype(held.dtype)
+    if tensor.dtype.is_quantized and dtype.kind not in "iu" and tensor.encoding is not None:
+        array = (array.astype(np.float64) + tensor.encoding.offset) * tensor.encoding.scale
+    if held.perm is not None:
+        array = array.transpose(np.argsort(held.perm))
+    with np.errstate(invalid="ignore", over="ignore"):
+        return array.reshape(held.shape).astype(dtype)
+
+
+def _numpy_dtype(name: str) -> np.dtype[Any]:
+    import ml_dtypes
+
+    return np.dtype(getattr(ml_dtypes, name, None) or name)
