@@ -1,0 +1,226 @@
+# SPDX-FileCopyrightText: npukit contributors
+# SPDX-License-Identifier: Apache-2.0
+"""ONNX -> QNN graph: one pass over the nodes, all faults listed at once.
+
+Checking a model is the same pass: nothing here writes a file or needs weights in memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import onnx_ir as ir
+
+from npukit.errors import Fault, LoweringError, nearest
+from npukit.lowering.emitter import Emitter, Validator, channel_last
+from npukit.lowering.layout import clean
+from npukit.lowering.qdq import Collapsed, collapse
+from npukit.lowering.registry import Unsupported, lowers
+from npukit.qnn.graph import Array, DType, Graph, Held, Tensor, TensorKind
+from npukit.targets import Target
+
+_FLOAT_BITS = {32: DType.FLOAT_32, 16: DType.FLOAT_16}
+
+
+@dataclass(frozen=True)
+class LowerOptions:
+    """How a graph is lowered.
+
+    Attributes:
+        name: the QNN graph's name.
+        float_bitwidth: 32 or 16: the dtype that holds float values.
+        io_layout: "source", or "nhwc": rank-4 inputs and outputs are held channels last where the graph is.
+    """
+
+    name: str = "graph"
+    float_bitwidth: int = 32
+    io_layout: str = "source"
+
+
+@dataclass
+class NodeReport:
+    """What one source node came to: the QNN op types, and notes on forms that were not taken."""
+
+    node: str
+    op: str
+    emitted: list[str]
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Lowered:
+    """The QNN graph of a model.
+
+    Attributes:
+        graph: the graph; inputs and outputs carry `held`, which says how source values are held.
+        report: one row a source node.
+        names: source value name -> tensor name.
+        folded: source outputs that are constants: name -> array.
+        unused: source inputs on which nothing depends.
+    """
+
+    graph: Graph
+    report: list[NodeReport]
+    names: dict[str, str]
+    folded: dict[str, Array | None] = field(default_factory=dict)
+    unused: list[Held] = field(default_factory=list)
+
+
+def handles(domain: str, op: str, version: int | None = None) -> bool:
+    """Whether a lowering is registered for an op."""
+    import npukit.lowering.ops  # noqa: F401 - registers the lowerings
+
+    return lowers.find(domain, op, version) is not None
+
+
+def lower(
+    model: ir.Model,
+    targets: Sequence[Target],
+    options: LowerOptions | None = None,
+    validators: Mapping[str, Validator] | None = None,
+) -> Lowered:
+    """Lower a normalized model for all `targets` at once.
+
+    `validators` maps a target's name to the op validation of its backend (`Backend.validate`); without one, that
+    target's ops are not checked here.
+
+    Raises:
+        LoweringError: with one fault for each node that no form can express.
+    """
+    import npukit.lowering.ops  # noqa: F401 - registers the lowerings
+
+    options = options or LowerOptions()
+    source = model.graph
+    collapsed = collapse(source)
+    emitter = Emitter(
+        Graph(options.name),
+        targets,
+        validators or {},
+        float_dtype=_FLOAT_BITS[options.float_bitwidth],
+        encodings=collapsed.encodings,
+        quantized_constants=collapsed.constants,
+        aliases=collapsed.aliases,
+    )
+    faults: list[Fault] = []
+    for value in source.inputs:
+        if value.const_value is None:
+            try:
+                emitter.input(value)
+            except Unsupported as fault:
+                faults.append(Fault(fault.reason, f"input {value.name!r}", f"{fault.kind}"))
+                _poison(emitter, [value])
+    report = []
+    for node in source:
+        if node in collapsed.gone:
+            continue
+        try:
+            report.append(_lower_node(emitter, node, collapsed))
+        except Unsupported as fault:
+            faults.append(_fault(node, fault))
+            _poison(emitter, node.outputs)
+    if not faults:
+        faults = _outputs(emitter, source, options)
+    if faults:
+        names = ", ".join(target.name for target in targets)
+        count = f"{len(faults)} node{'s' if len(faults) > 1 else ''}"
+        raise LoweringError(f"{count} cannot be lowered for {names}", faults=faults)
+    graph = clean(emitter.graph, nhwc_io=options.io_layout == "nhwc", emitter=emitter)
+    made = {id(t) for op in graph.ops for t in op.outputs}
+    read = {id(t) for op in graph.ops for t in op.inputs if t is not None}
+    unused = [t.held for t in graph.inputs if id(t) not in read and t.held is not None]
+    graph.inputs = [t for t in graph.inputs if id(t) in read]
+    folded = {t.held.source: t.data for t in graph.outputs if id(t) not in made and t.held is not None}
+    graph.outputs = [t for t in graph.outputs if id(t) in made]
+    return Lowered(graph, report, emitter.names.mapping, folded, unused)
+
+
+def _lower_node(emitter: Emitter, node: ir.Node, collapsed: Collapsed) -> NodeReport:
+    function = lowers.find(node.domain, node.op_type, node.version)
+    if function is None:
+        known = [row.op for row in lowers if row.domain == node.domain]
+        raise Unsupported(f"no lowering for {node.domain or 'ai.onnx'}::{node.op_type}", nearest(node.op_type, known))
+    emitter.node = node
+    emitter.notes = []
+    first = len(emitter.graph.ops)
+    if _runs_quantized(emitter, node):
+        mark = emitter.mark()
+        try:
+            emitter.quantized = True
+            function(emitter, node)
+            return _node_report(emitter, node, first)
+        except Unsupported as refusal:
+            emitter.rollback(mark)
+            emitter.notes = [f"runs in float: {refusal.reason}"]
+        finally:
+            emitter.quantized = False
+    function(emitter, node)
+    return _node_report(emitter, node, first)
+
+
+def _node_report(emitter: Emitter, node: ir.Node, first: int) -> NodeReport:
+    emitted = [op.type for op in emitter.graph.ops[first:]]
+    return NodeReport(node.name or "", node.op_type, emitted, list(emitter.notes))
+
+
+def _runs_quantized(emitter: Emitter, node: ir.Node) -> bool:
+    """Whether every float tensor at a node has an encoding: then it runs on integer codes."""
+    floats = [v for v in (*node.inputs, *node.outputs) if v is not None and v.dtype == ir.DataType.FLOAT]
+    encoded = [
+        emitter.has_encoding(v) or (v.const_value is not None and i < len(node.inputs)) for i, v in enumerate(floats)
+    ]
+    active = [v for v in node.inputs if v is not None and v.dtype == ir.DataType.FLOAT and emitter.has_encoding(v)]
+    return (
+        bool(active)
+        and all(encoded)
+        and all(emitter.has_encoding(v) for v in node.outputs if v.dtype == ir.DataType.FLOAT)
+    )
+
+
+def _fault(node: ir.Node, fault: Unsupported) -> Fault:
+    return Fault(f"{fault.reason} [{fault.kind}]", f"{node.op_type} {node.name!r}", fault.hint)
+
+
+def _poison(emitter: Emitter, values: Sequence[ir.Value]) -> None:
+    """Stand-ins for what a failed node would have made, so that the nodes behind it are checked too."""
+    emitter.quantized = False
+    for value in values:
+        try:
+            emitter.output(value)
+        except Unsupported:
+            continue
+
+
+def _outputs(emitter: Emitter, source: ir.Graph, options: LowerOptions) -> list[Fault]:
+    """Make each source output a tensor of its own, written by an op."""
+    faults = []
+    taken: set[int] = {id(tensor) for tensor in emitter.graph.inputs}
+    for value in source.outputs:
+        try:
+            emitter.node = None
+            emitter.graph.outputs.append(_output(emitter, value, taken, options))
+        except Unsupported as fault:
+            faults.append(Fault(f"{fault.reason} [{fault.kind}]", f"output {value.name!r}", fault.hint))
+    return faults
+
+
+def _output(emitter: Emitter, value: ir.Value, taken: set[int], options: LowerOptions) -> Tensor:
+    stand = emitter.value(value)
+    emitter.quantized = emitter.has_encoding(stand)
+    try:
+        perm = emitter.order(value)
+        if options.io_layout != "nhwc" or perm != channel_last(emitter.rank(value)):
+            perm = None
+        tensor = emitter.get(value, perm)
+        if tensor.kind is TensorKind.STATIC:
+            tensor.held = Held(value.name or "", emitter.source_dtype(value).name.lower(), emitter.shape(value), perm)
+            return tensor
+        if id(tensor) in taken:  # a graph input, or a tensor that already is another output
+            tensor = emitter.emit("Reshape", [tensor], [emitter.temp(tensor.shape, tensor.dtype, tensor.encoding)])
+        taken.add(id(tensor))
+    finally:
+        emitter.quantized = False
+    tensor.kind = TensorKind.APP_READ
+    tensor.held = Held(value.name or "", emitter.source_dtype(value).name.lower(), emitter.shape(value), perm)
+    tensor.name = emitter.names.legal(value.name or "output") if tensor.name == "" else tensor.name
+    return tensor

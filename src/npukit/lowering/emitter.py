@@ -1,0 +1,607 @@
+# SPDX-FileCopyrightText: npukit contributors
+# SPDX-License-Identifier: Apache-2.0
+"""What a lowering writes with: it asks for source values in the order it needs, and emits QNN ops.
+
+Layout is tracked, not patched up afterwards: every source value is held in one tensor, in the source's axis
+order or another (`Perm`: tensor axis i is source axis perm[i]). An op that needs channels last asks for them;
+an op that does not care takes what it gets and hands the order on. Constants are permuted at no cost.
+
+Every op is put to the backends' own validation as it is emitted; a refusal raises `Refused`, so that
+`Emitter.forms` can fall to the next form. Whatever a failed form emitted is taken back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import numpy as np
+import onnx_ir as ir
+
+from npukit.lowering.registry import Refused, Unsupported
+from npukit.qnn.graph import Array, DType, Encoding, Graph, Held, Op, Param, Tensor, TensorKind
+from npukit.qnn.names import Names
+from npukit.qnn.opdefs import integer_range, opdef
+from npukit.targets import Target
+
+Perm = tuple[int, ...]
+R = TypeVar("R")
+Validator = Callable[[Op], str | None]
+Shape = tuple[int, ...]
+
+# Ops that move elements without computing: their output has the encoding of their first input.
+MOVEMENT = frozenset(
+    ("Reshape", "Transpose", "StridedSlice", "Split", "Concat", "Gather", "GatherElements", "GatherNd", "Tile", "Pack")
+    + ("UnPack", "ExpandDims", "Squeeze", "DepthToSpace", "SpaceToDepth", "BatchToSpace", "SpaceToBatch", "Pad")
+    + ("PoolMax2d", "PoolMax3d", "ResizeNearestNeighbor", "ChannelShuffle", "ScatterElements", "ScatterNd")
+)
+
+# How a source dtype is held. Small and wide integers become INT_32: no backend computes on the others
+# (shared/reference/qnn_more.md, sections 2 and 4); float kinds become the graph's float type.
+_INTEGERS = {
+    *(ir.DataType.INT64, ir.DataType.INT32, ir.DataType.INT16, ir.DataType.INT8, ir.DataType.INT4, ir.DataType.INT2),
+    *(ir.DataType.UINT64, ir.DataType.UINT32, ir.DataType.UINT16, ir.DataType.UINT8, ir.DataType.UINT4),
+    ir.DataType.UINT2,
+}
+_FLOATS = {ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE}
+
+
+@dataclass(frozen=True)
+class QuantizedConstant:
+    """A constant that the source holds as integer codes: what DequantizeLinear reads."""
+
+    codes: Array
+    dtype: DType
+    encoding: Encoding
+
+    def dequantized(self) -> Array:
+        """float32 values: (q + offset) * scale."""
+        shape = [1] * self.codes.ndim
+        if self.encoding.axis is not None:
+            shape[self.encoding.axis] = -1
+        scales = np.array(self.encoding.scales, np.float32).reshape(shape)
+        offsets = np.array(self.encoding.offsets, np.int64).reshape(shape)
+        return np.asarray((self.codes.astype(np.int64) + offsets).astype(np.float32) * scales)
+
+
+@dataclass
+class Journal:
+    """Undo log of the emitter's maps, so that a form that fails leaves nothing behind."""
+
+    entries: list[Callable[[], object]] = field(default_factory=list)
+
+    def set(self, table: dict[Any, Any], key: Any, value: Any) -> None:
+        if key in table:
+            old = table[key]
+            self.entries.append(lambda: table.__setitem__(key, old))
+        else:
+            self.entries.append(lambda: table.pop(key, None))
+        table[key] = value
+
+    def rollback(self, mark: int) -> None:
+        while len(self.entries) > mark:
+            self.entries.pop()()
+
+
+class NeedsFloat(Unsupported):
+    """A lowering made an intermediate tensor that has no encoding: the node must run in float."""
+
+
+class Emitter:
+    """Builds one graph; the driver sets `node` and `quantized` before it calls a lowering."""
+
+    def __init__(
+        self,
+        graph: Graph,
+        targets: Sequence[Target],
+        validators: Mapping[str, Validator],
+        *,
+        float_dtype: DType = DType.FLOAT_32,
+        encodings: Mapping[ir.Value, tuple[DType, Encoding]] | None = None,
+        quantized_constants: Mapping[ir.Value, QuantizedConstant] | None = None,
+        aliases: Mapping[ir.Value, ir.Value] | None = None,
+    ) -> None:
+        self.graph = graph
+        self.targets = tuple(targets)
+        self.quirks = frozenset(quirk for target in targets for quirk in target.quirks)
+        self.float_dtype = float_dtype
+        self.names = Names()
+        self.node: ir.Node | None = None
+        self.quantized = False
+        self.notes: list[str] = []
+        self._validators = validators
+        self._verdicts: dict[object, str | None] = {}
+        self._encodings = dict(encodings or {})
+        self._codes = dict(quantized_constants or {})
+        self._aliases = dict(aliases or {})
+        self._held: dict[ir.Value, Tensor] = {}
+        self._derived: dict[tuple[ir.Value, Perm | None, bool], Tensor] = {}
+        self._order: dict[int, Perm | None] = {}
+        self._journal = Journal()
+
+    # -- values ------------------------------------------------------------------------------------------------
+
+    def value(self, value: ir.Value | None) -> ir.Value:
+        """The value that stands for `value` (Q/DQ pairs collapse). Raises Unsupported when it is absent."""
+        if value is None:
+            raise Unsupported("a required input is missing")
+        while value in self._aliases:
+            value = self._aliases[value]
+        return value
+
+    def shape(self, value: ir.Value | None) -> Shape:
+        """Static source shape, e.g. (1, 3, 224, 224); () for a scalar."""
+        value = self.value(value)
+        if value.shape is None or not all(isinstance(dim, int) for dim in value.shape):
+            raise Unsupported(f"the shape of {value.name!r} depends on data", kind="dynamic output")
+        return tuple(int(dim) for dim in value.shape)  # type: ignore[arg-type]
+
+    def rank(self, value: ir.Value | None) -> int:
+        return len(self.shape(value))
+
+    def source_dtype(self, value: ir.Value | None) -> ir.DataType:
+        """ONNX element type of a source value."""
+        dtype = self.value(value).dtype
+        if dtype is None:
+            raise Unsupported(f"the type of {self.value(value).name!r} is unknown", kind="dtype cannot be held")
+        return dtype
+
+    def held_dtype(self, dtype: ir.DataType) -> DType:
+        """The QNN dtype that holds an ONNX dtype in this graph. Raises Unsupported for strings, float8, ..."""
+        if dtype in _INTEGERS:
+            return DType.INT_32
+        if dtype in _FLOATS:
+            return self.float_dtype
+        if dtype is ir.DataType.BOOL:
+            return DType.BOOL_8
+        raise Unsupported(f"no QNN tensor holds {dtype.name.lower()}", kind="dtype cannot be held")
+
+    def is_float(self, value: ir.Value | None) -> bool:
+        return self.source_dtype(value) in _FLOATS
+
+    def constant(self, value: ir.Value | None) -> Array | None:
+        """The numpy contents of a constant in the source's own dtype (floats of a QDQ weight), else None."""
+        if value is None:
+            return None
+        value = self.value(value)
+        if value in self._codes:
+            return self._codes[value].dequantized()
+        if value.const_value is None:
+            return None
+        return value.const_value.numpy()
+
+    def need_constant(self, value: ir.Value | None, what: str) -> Array:
+        """`constant`, or Unsupported saying that `what` must be known at conversion."""
+        array = self.constant(value)
+        if array is None:
+            raise Unsupported(f"{what} must be a constant", hint="give it a constant, or fold what computes it")
+        return array
+
+    def ints(self, value: ir.Value | None, what: str) -> list[int]:
+        """A constant integer list."""
+        return [int(x) for x in np.atleast_1d(self.need_constant(value, what)).ravel()]
+
+    def order(self, value: ir.Value | None) -> Perm | None:
+        """The axis order in which a value is held: None for the source's."""
+        held = self._held.get(self.value(value))
+        return self._order.get(id(held)) if held is not None else None
+
+    def has_encoding(self, value: ir.Value | None) -> bool:
+        """Whether the source gives this value an encoding (as an activation or as a quantized constant)."""
+        value = self.value(value)
+        return value in self._encodings or value in self._codes
+
+    def get(self, value: ir.Value | None, perm: Perm | None = None) -> Tensor:
+        """The tensor of a source value in the axis order `perm` (None: the source's order)."""
+        value = self.value(value)
+        perm = _normal(perm)
+        as_codes = self.quantized and self.has_encoding(value)
+        key = (value, perm, as_codes)
+        if key not in self._derived:
+            self._journal.set(self._derived, key, self._make(value, perm, as_codes))
+        return self._derived[key]
+
+    def held(self, value: ir.Value | None) -> tuple[Tensor, Perm | None]:
+        """The tensor of a value in whatever order it is held, and that order."""
+        order = self.order(value)
+        return self.get(value, order), order
+
+    def channel_last(self, value: ir.Value | None) -> Tensor:
+        """The tensor as [N, spatial..., C] of a source value [N, C, spatial...]."""
+        return self.get(value, channel_last(self.rank(value)))
+
+    def _make(self, value: ir.Value, perm: Perm | None, as_codes: bool) -> Tensor:
+        if value not in self._held:
+            if value.const_value is None and value not in self._codes:
+                raise Unsupported(f"{value.name!r} is not computed by anything")
+            return self._static_value(value, perm, as_codes)
+        tensor = self._held[value]
+        order = self._order.get(id(tensor))
+        if tensor.dtype.is_quantized and not as_codes:
+            if self.is_float(value):
+                tensor = self.emit("Dequantize", [tensor], [self.temp(tensor.shape, self.float_dtype)])
+            else:  # raw codes used as plain integers
+                tensor = self.cast(tensor, DType.INT_32)
+        elif as_codes and not tensor.dtype.is_quantized:
+            dtype, encoding = self._encodings[value]
+            tensor = self.emit("Quantize", [tensor], [self.temp(tensor.shape, dtype, encoding)])
+        if order != perm:
+            rank = len(self.shape(value))
+            have, want = order or tuple(range(rank)), perm or tuple(range(rank))
+            tensor = self.transpose(tensor, tuple(have.index(axis) for axis in want))
+        return tensor
+
+    def _static_value(self, value: ir.Value, perm: Perm | None, as_codes: bool) -> Tensor:
+        name = self.names.fresh(value.name or "constant")
+        held = Held(value.name or "", self.source_dtype(value).name.lower(), self.shape(value), perm)
+        if as_codes and value in self._codes:
+            codes = self._codes[value]
+            data, dtype, encoding = codes.codes, codes.dtype, _moved(codes.encoding, perm)
+        elif as_codes:
+            dtype, encoding = self._encodings[value]
+            real = np.asarray(self.constant(value), np.float32)
+            data = np.clip(np.rint(real / encoding.scale) - encoding.offset, *integer_range(dtype)).astype(dtype.numpy)
+        else:
+            array = self.constant(value)
+            assert array is not None
+            dtype, encoding = self.held_dtype(self.source_dtype(value)), None
+            data = _as_held(array, dtype, value.name or "")
+        data = data.reshape(1) if data.ndim == 0 else data
+        if perm is not None:
+            data = data.transpose(perm)
+        return Tensor(name, dtype, data.shape, TensorKind.STATIC, encoding, data, held)
+
+    # -- tensors -----------------------------------------------------------------------------------------------
+
+    def temp(self, shape: Sequence[int], dtype: DType, encoding: Encoding | None = None) -> Tensor:
+        """A new intermediate tensor without a source name; rank 0 becomes [1]."""
+        hint = f"{self.node.name}_t" if self.node is not None and self.node.name else "t"
+        return Tensor(self._fresh(hint), dtype, tuple(shape) or (1,), TensorKind.NATIVE, encoding)
+
+    def static(
+        self, data: Any, dtype: DType | None = None, encoding: Encoding | None = None, hint: str = "const"
+    ) -> Tensor:
+        """A new constant tensor; dtype defaults to the graph's float type, INT_32 or BOOL_8 by the data's kind."""
+        array = np.asarray(data)
+        if dtype is None:
+            kinds = {"f": self.float_dtype, "i": DType.INT_32, "u": DType.INT_32, "b": DType.BOOL_8}
+            dtype = kinds[array.dtype.kind]
+        array = _as_held(array, dtype, hint)
+        array = array.reshape(1) if array.ndim == 0 else array
+        name = self._fresh(f"{self.node.name}_{hint}" if self.node is not None and self.node.name else hint)
+        return Tensor(name, dtype, array.shape, TensorKind.STATIC, encoding, array)
+
+    def output(self, value: ir.Value, perm: Perm | None = None) -> Tensor:
+        """The tensor that an op writes for a source value, held in the order `perm`.
+
+        Quantized mode: the value's encoding. Otherwise the dtype that holds the source's.
+        """
+        value = self.value(value)
+        perm = _normal(perm)
+        shape = self.shape(value)
+        if self.quantized and value in self._encodings:
+            dtype, encoding = self._encodings[value]
+        else:
+            dtype, encoding = self.held_dtype(self.source_dtype(value)), None
+        dims = shape if perm is None else tuple(shape[axis] for axis in perm)
+        tensor = Tensor("", dtype, dims or (1,), TensorKind.NATIVE, encoding)
+        self._claim(value, tensor, perm)
+        return tensor
+
+    def bind(self, value: ir.Value, tensor: Tensor, perm: Perm | None = None) -> None:
+        """Say that `tensor` holds a source value in the order `perm`; the shape must be the value's."""
+        value = self.value(value)
+        perm = _normal(perm)
+        shape = self.shape(value)
+        dims = (shape if perm is None else tuple(shape[axis] for axis in perm)) or (1,)
+        if tensor.shape != dims:
+            tensor = self.reshape(tensor, dims)
+        wanted = self.held_dtype(self.source_dtype(value))
+        if tensor.dtype != wanted and not (self.quantized and tensor.dtype.is_quantized):
+            tensor = self.cast(tensor, wanted)
+        if tensor.held is not None or tensor.kind is not TensorKind.NATIVE:
+            # The tensor already stands for another value or a constant: this value is one more name for it.
+            self._journal.set(self._held, value, tensor)
+            self._journal.set(self._order, id(tensor), perm)
+            return
+        self._claim(value, tensor, perm)
+
+    def input(self, value: ir.Value) -> Tensor:
+        """Create the graph input of a source value."""
+        tensor = Tensor("", DType.UNDEFINED, (), TensorKind.APP_WRITE)
+        shape = self.shape(value) or (1,)
+        if value in self._encodings:
+            tensor.dtype, tensor.encoding = self._encodings[value]
+        else:
+            tensor.dtype = self.held_dtype(self.source_dtype(value))
+        tensor.shape = shape
+        self._claim(value, tensor, None)
+        self.graph.inputs.append(tensor)
+        return tensor
+
+    def _claim(self, value: ir.Value, tensor: Tensor, perm: Perm | None) -> None:
+        source = value.name or ""
+        if tensor.name:
+            self.names.release(tensor.name)
+        tensor.name = self.names.legal(source) if value not in self._held else self._fresh(source)
+        tensor.held = Held(source, self.source_dtype(value).name.lower(), self.shape(value), perm)
+        self._journal.set(self._held, value, tensor)
+        self._journal.set(self._order, id(tensor), perm)
+
+    def _fresh(self, hint: str) -> str:
+        name = self.names.fresh(hint)
+        self._journal.entries.append(lambda: self.names.release(name))
+        return name
+
+    # -- ops ---------------------------------------------------------------------------------------------------
+
+    def emit(self, op_type: str, inputs: Sequence[Tensor | None], outputs: Sequence[Tensor], **params: Any) -> Tensor:
+        """Append one op and return its first output.
+
+        A parameter is a number, a bool, an enum's name or a (nested) list; its QNN dtype is looked up in the op
+        definitions; a `Param` is taken as is. None leaves an optional parameter out. Raises Refused when a
+        target's backend does not accept the op, NeedsFloat when an output in quantized mode has no encoding.
+        """
+        if op_type in MOVEMENT and inputs[0] is not None and inputs[0].encoding is not None:
+            for tensor in outputs:
+                if tensor.encoding is None:
+                    tensor.dtype, tensor.encoding = inputs[0].dtype, inputs[0].encoding
+        if self.quantized and op_type != "Dequantize":
+            for tensor in outputs:
+                if tensor.dtype.is_float or (tensor.dtype.is_quantized and tensor.encoding is None):
+                    raise NeedsFloat(f"{op_type} makes an intermediate that has no encoding")
+        made = {name: as_param(op_type, name, value) for name, value in params.items() if value is not None}
+        source = self.node.name if self.node is not None and self.node.name else op_type
+        op = Op(self._fresh(source), op_type, list(inputs), list(outputs), made, origin=(source,))
+        for target, validate in self._validators.items():
+            if text := self._verdict(target, validate, op):
+                raise Refused(op_type, target, text)
+        self.graph.ops.append(op)
+        self._journal.entries.append(self.graph.ops.pop)
+        return outputs[0]
+
+    def _verdict(self, target: str, validate: Validator, op: Op) -> str | None:
+        key = (target, op.type, _signature(op))
+        if key not in self._verdicts:
+            self._verdicts[key] = validate(op)
+        return self._verdicts[key]
+
+    def forms(self, *forms: Callable[[], R]) -> R:
+        """Try forms in order of preference; the first that every target accepts stands. Raises the last refusal."""
+        failed: list[Unsupported] = []
+        for form in forms:
+            mark = len(self._journal.entries)
+            try:
+                result = form()
+            except Unsupported as refusal:
+                self._journal.rollback(mark)
+                if isinstance(refusal, NeedsFloat):
+                    raise
+                failed.append(refusal)
+                continue
+            if failed:
+                self.notes.append(f"form {len(failed) + 1} taken: {failed[0].reason}")
+            return result
+        reasons = "; ".join(dict.fromkeys(refusal.reason for refusal in failed))
+        raise Unsupported(reasons, failed[0].hint, failed[-1].kind)
+
+    def mark(self) -> int:
+        """A point to go back to with `rollback`."""
+        return len(self._journal.entries)
+
+    def rollback(self, mark: int) -> None:
+        """Take back every op, name and binding made since `mark`."""
+        self._journal.rollback(mark)
+
+    # -- common ops on tensors -----------------------------------------------------------------------------------
+
+    def reshape(self, x: Tensor, shape: Sequence[int], axis: int | None = None) -> Tensor:
+        """X with another shape; constants are reshaped here. `axis`: where a per-channel axis goes."""
+        shape = tuple(int(dim) for dim in shape) or (1,)
+        if x.shape == shape:
+            return x
+        if x.data is not None:
+            encoding = x.encoding
+            if encoding is not None and encoding.axis is not None:
+                if axis is None:
+                    raise NeedsFloat("a per-channel constant is reshaped across its channel axis")
+                encoding = Encoding(**{**encoding.__dict__, "axis": axis})
+            return Tensor(
+                self._fresh(x.name), x.dtype, shape, TensorKind.STATIC, encoding, x.data.reshape(shape), x.held
+            )
+        return self.emit("Reshape", [x], [self.temp(shape, x.dtype, x.encoding)])
+
+    def transpose(self, x: Tensor, perm: Sequence[int]) -> Tensor:
+        """X with axes permuted: result axis i is x's axis perm[i]. Moving only 1-sized axes is a Reshape."""
+        perm = tuple(int(axis) for axis in perm)
+        if perm == tuple(range(x.rank)):
+            return x
+        shape = tuple(x.shape[axis] for axis in perm)
+        if x.data is not None:
+            return Tensor(
+                self._fresh(x.name), x.dtype, shape, TensorKind.STATIC, _moved(x.encoding, perm),
+                x.data.transpose(perm), x.held,
+            )  # fmt: skip
+        moving = [axis for axis in perm if x.shape[axis] != 1]
+        if moving == sorted(moving):
+            return self.reshape(x, shape)
+        return self.emit("Transpose", [x], [self.temp(shape, x.dtype, x.encoding)], perm=list(perm))
+
+    def cast(self, x: Tensor, dtype: DType) -> Tensor:
+        """X with elements of another dtype (raw codes for quantized tensors)."""
+        if x.dtype == dtype:
+            return x
+        if x.data is not None and x.encoding is None:
+            return self.static(x.data.astype(dtype.numpy), dtype)
+        if dtype is DType.BOOL_8:
+            return self.binary("ElementWiseNotEqual", x, self.like(0, x), dtype=DType.BOOL_8)
+        return self.emit("Cast", [x], [self.temp(x.shape, dtype)])
+
+    def like(self, number: float, x: Tensor) -> Tensor:
+        """A constant [1] of x's dtype."""
+        return self.static(np.array([number], x.dtype.numpy), x.dtype)
+
+    def unary(self, op_type: str, x: Tensor, out: Tensor | None = None, **params: Any) -> Tensor:
+        """One-input op of x's shape and dtype (or into `out`)."""
+        return self.emit(op_type, [x], [out or self.temp(x.shape, x.dtype)], **params)
+
+    def binary(
+        self, op_type: str, a: Tensor | float, b: Tensor | float, out: Tensor | None = None, dtype: DType | None = None
+    ) -> Tensor:
+        """Broadcasting two-input op; a number becomes a constant of the other operand's dtype."""
+        if not isinstance(a, Tensor):
+            assert isinstance(b, Tensor)
+            a = self.like(a, b)
+        if not isinstance(b, Tensor):
+            b = self.like(b, a)
+        if out is None:
+            shape = np.broadcast_shapes(a.shape, b.shape)
+            out = self.temp(shape, dtype or a.dtype)
+        return self.emit(op_type, [a, b], [out])
+
+    def add(self, a: Tensor | float, b: Tensor | float, out: Tensor | None = None) -> Tensor:
+        return self.binary("ElementWiseAdd", a, b, out)
+
+    def sub(self, a: Tensor | float, b: Tensor | float, out: Tensor | None = None) -> Tensor:
+        return self.binary("ElementWiseSubtract", a, b, out)
+
+    def mul(self, a: Tensor | float, b: Tensor | float, out: Tensor | None = None) -> Tensor:
+        return self.binary("ElementWiseMultiply", a, b, out)
+
+    def div(self, a: Tensor | float, b: Tensor | float, out: Tensor | None = None) -> Tensor:
+        return self.binary("ElementWiseDivide", a, b, out)
+
+    def compare(self, op_type: str, a: Tensor | float, b: Tensor | float, out: Tensor | None = None) -> Tensor:
+        """A comparison: BOOL_8 result."""
+        return self.binary(op_type, a, b, out, dtype=DType.BOOL_8)
+
+    def select(self, condition: Tensor, a: Tensor | float, b: Tensor | float, out: Tensor | None = None) -> Tensor:
+        """Condition ? a : b, broadcasting."""
+        if not isinstance(a, Tensor):
+            assert isinstance(b, Tensor)
+            a = self.like(a, b)
+        if not isinstance(b, Tensor):
+            b = self.like(b, a)
+        if out is None:
+            out = self.temp(np.broadcast_shapes(condition.shape, a.shape, b.shape), a.dtype)
+        return self.emit("ElementWiseSelect", [condition, a, b], [out])
+
+    def slice(self, x: Tensor, axis: int, begin: int, end: int, step: int = 1) -> Tensor:
+        """x[begin:end:step] along one axis; begin and end already clamped (end -1 for "to the start" of a reverse)."""
+        length = len(range(begin, end, step))
+        shape = (*x.shape[:axis], length, *x.shape[axis + 1 :])
+        if x.data is not None and x.encoding is None:
+            return self.static(np.take(x.data, range(begin, end, step), axis), x.dtype)
+        ranges = [[0, dim, 1] for dim in x.shape]
+        ranges[axis] = [begin, end, step]
+        out = self.temp(shape, x.dtype, x.encoding)
+        return self.emit(
+            "StridedSlice", [x], [out], ranges=ranges, begin_mask=0, end_mask=0, shrink_axes=0, new_axes_mask=0
+        )
+
+    def concat(self, parts: Sequence[Tensor], axis: int, out: Tensor | None = None) -> Tensor:
+        """Parts joined along one axis."""
+        if len(parts) == 1 and out is None:
+            return parts[0]
+        shape = list(parts[0].shape)
+        shape[axis] = sum(part.shape[axis] for part in parts)
+        return self.emit("Concat", list(parts), [out or self.temp(shape, parts[0].dtype, parts[0].encoding)], axis=axis)
+
+    def aligned(self, values: Sequence[ir.Value | None], rank: int | None = None) -> tuple[list[Tensor], Perm | None]:
+        """Operands of a broadcasting op in one common axis order, and that order.
+
+        The order is that of the largest operand of full rank that is held permuted; constants follow at no cost,
+        other operands are transposed. Operands of lower rank get leading 1s where the order is not the source's.
+        """
+        ranks = [self.rank(value) for value in values]
+        rank = max(ranks) if rank is None else rank
+        orders = [
+            (int(np.prod(self.shape(value))), self.order(value))
+            for value, r in zip(values, ranks, strict=True)
+            if r == rank and self.order(value) is not None
+        ]
+        if not orders:
+            return [self.get(value) for value in values], None
+        perm = max(orders, key=lambda pair: pair[0])[1]
+        assert perm is not None
+        tensors = []
+        for value, r in zip(values, ranks, strict=True):
+            if r == rank:
+                tensors.append(self.get(value, perm))
+                continue
+            x = self.get(value)
+            if x.shape != (1,):
+                axis = x.encoding.axis + rank - r if x.encoding is not None and x.encoding.axis is not None else None
+                x = self.transpose(self.reshape(x, (1,) * (rank - r) + self.shape(value), axis), perm)
+            tensors.append(x)
+        return tensors, perm
+
+
+def as_param(op_type: str, name: str, value: Any) -> Param:
+    """A parameter of an op with the dtype of its definition; enums by name. Raises KeyError for an unknown name."""
+    if isinstance(value, Param):
+        return value
+    definition = opdef(op_type).params[name]
+    if isinstance(value, str):
+        value = definition.values[value]
+    dtype = definition.dtype or DType.FLOAT_32
+    if definition.tensor:
+        return Param(dtype, np.array(value, dtype.numpy))
+    return Param(dtype, float(value) if dtype.is_float else bool(value) if dtype is DType.BOOL_8 else int(value))
+
+
+def channel_last(rank: int) -> Perm | None:
+    """The order [N, spatial..., C] of a source value [N, C, spatial...]; None below rank 3."""
+    return (0, *range(2, rank), 1) if rank > 2 else None
+
+
+def _normal(perm: Perm | None) -> Perm | None:
+    return None if perm is None or perm == tuple(range(len(perm))) else tuple(perm)
+
+
+def _moved(encoding: Encoding | None, perm: Perm | None) -> Encoding | None:
+    """The encoding after a permutation of axes: a channel axis moves along."""
+    if encoding is None or encoding.axis is None or perm is None:
+        return encoding
+    return Encoding(**{**encoding.__dict__, "axis": perm.index(encoding.axis)})
+
+
+def _as_held(array: Array, dtype: DType, name: str) -> Array:
+    """Constant data in the numpy dtype of `dtype`; integers are checked against its range."""
+    wanted = dtype.numpy
+    if array.dtype == wanted:
+        return array
+    if wanted.kind in "iu" and array.dtype.kind in "iu" and array.size:
+        least, most = integer_range(dtype)
+        low, high = int(array.min()), int(array.max())
+        if low < least or high > most:
+            raise Unsupported(
+                f"constant {name!r} holds {low if low < least else high}, beyond {dtype.name}",
+                kind="dtype cannot be held",
+            )
+    with np.errstate(over="ignore"):
+        return array.astype(wanted)
+
+
+def _signature(op: Op) -> object:
+    """What validation can depend on: dtypes, shapes, encodings, params and the data of small constants."""
+
+    def tensor(t: Tensor | None) -> object:
+        if t is None:
+            return None
+        data = t.data.tobytes() if t.data is not None and t.data.size <= 64 else t.data is not None
+        return (t.dtype, t.shape, t.encoding, data)
+
+    params = tuple(
+        (
+            name,
+            p.dtype,
+            p.value.tobytes() + repr(p.value.shape).encode() if isinstance(p.value, np.ndarray) else p.value,
+        )
+        for name, p in sorted(op.params.items())
+    )
+    return (tuple(map(tensor, op.inputs)), tuple(map(tensor, op.outputs)), params)
+
+
+__all__ = ["Emitter", "Param", "Perm", "QuantizedConstant", "Unsupported", "Validator", "channel_last"]

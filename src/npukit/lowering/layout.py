@@ -1,0 +1,136 @@
+# SPDX-FileCopyrightText: npukit contributors
+# SPDX-License-Identifier: Apache-2.0
+"""The layout pass: what order-tracking while lowering leaves is cleaned here.
+
+Consecutive Transposes become one (or none), consecutive Reshapes become one, ops that nothing reads go.
+With `nhwc_io`, a Transpose that only turns an input or output of the graph is dropped and the tensor's `held`
+says so.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from npukit.qnn.graph import DType, Graph, Op, Param, Tensor, TensorKind
+
+if TYPE_CHECKING:
+    from npukit.lowering.emitter import Emitter
+
+
+def clean(graph: Graph, *, nhwc_io: bool, emitter: Emitter | None = None) -> Graph:
+    """Apply all clean-ups until nothing changes; the graph's inputs and outputs keep their order."""
+    while _merge(graph) or (nhwc_io and _turn_io(graph)) or _drop_dead(graph):
+        pass
+    return graph
+
+
+def _readers(graph: Graph) -> dict[int, list[Op]]:
+    readers: dict[int, list[Op]] = {}
+    for op in graph.ops:
+        for tensor in op.inputs:
+            if tensor is not None:
+                readers.setdefault(id(tensor), []).append(op)
+    return readers
+
+
+def _perm(op: Op) -> tuple[int, ...]:
+    value = op.params["perm"].value
+    assert isinstance(value, np.ndarray)
+    return tuple(int(axis) for axis in value)
+
+
+def _merge(graph: Graph) -> bool:
+    """Transpose(Transpose(x)) -> Transpose(x) or x; Reshape(Reshape(x)) -> Reshape(x) or x."""
+    makers = {id(tensor): op for op in graph.ops for tensor in op.outputs}
+    outputs = {id(tensor) for tensor in graph.outputs}
+    changed = False
+    for op in graph.ops:
+        source = op.inputs[0] if op.inputs else None
+        maker = makers.get(id(source))
+        if source is None or maker is None or maker.type != op.type:
+            continue
+        origin = maker.inputs[0]
+        assert origin is not None
+        if op.type == "Transpose":
+            inner, outer = _perm(maker), _perm(op)
+            perm = tuple(inner[axis] for axis in outer)
+            if perm == tuple(range(len(perm))):
+                changed |= _forward(graph, op, origin, outputs)
+            else:
+                op.inputs[0] = origin
+                op.params["perm"] = Param(DType.UINT_32, np.array(perm, np.uint32))
+                changed = True
+        elif op.type == "Reshape" and len(op.inputs) == 1 and len(maker.inputs) == 1:
+            if origin.shape == op.outputs[0].shape and _forward(graph, op, origin, outputs):
+                changed = True
+            elif op.inputs[0] is not origin:
+                op.inputs[0] = origin
+                changed = True
+    return changed
+
+
+def _forward(graph: Graph, op: Op, origin: Tensor, outputs: set[int]) -> bool:
+    """Let everything that reads op's output read `origin`; a graph output must keep its own tensor."""
+    result = op.outputs[0]
+    if id(result) in outputs:
+        return False
+    changed = False
+    for reader in graph.ops:
+        for index, tensor in enumerate(reader.inputs):
+            if tensor is result:
+                reader.inputs[index] = origin
+                changed = True
+    return changed
+
+
+def _drop_dead(graph: Graph) -> bool:
+    needed = {id(tensor) for tensor in graph.outputs}
+    kept = []
+    for op in reversed(graph.ops):
+        if any(id(tensor) in needed for tensor in op.outputs):
+            kept.append(op)
+            needed.update(id(tensor) for tensor in op.inputs if tensor is not None)
+    changed = len(kept) != len(graph.ops)
+    graph.ops = kept[::-1]
+    return changed
+
+
+def _turn_io(graph: Graph) -> bool:
+    """Drop a Transpose to channels last right behind an input, and one back right before an output."""
+    readers = _readers(graph)
+    for tensor in graph.inputs:
+        users = readers.get(id(tensor), [])
+        if tensor.held is None or tensor.held.perm is not None or not users:
+            continue
+        if all(op.type == "Transpose" and _perm(op) == (0, 2, 3, 1) for op in users):
+            turned = users[0].outputs[0]
+            if any(op.outputs[0] in graph.outputs for op in users):
+                continue
+            tensor.shape, tensor.held = turned.shape, replace(tensor.held, perm=(0, 2, 3, 1))
+            for op in users:
+                _forward(graph, op, tensor, set())
+            graph.ops = [op for op in graph.ops if op not in users]
+            return True
+    makers = {id(tensor): op for op in graph.ops for tensor in op.outputs}
+    for index, tensor in enumerate(graph.outputs):
+        maker = makers.get(id(tensor))
+        if maker is None or tensor.held is None or tensor.held.perm is not None or readers.get(id(tensor)):
+            continue
+        inner = maker.inputs[0] if maker.inputs else None
+        if (
+            maker.type != "Transpose"
+            or _perm(maker) != (0, 3, 1, 2)
+            or inner is None
+            or inner.kind is not TensorKind.NATIVE
+        ):
+            continue
+        inner.kind = TensorKind.APP_READ
+        inner.held = replace(tensor.held, perm=(0, 2, 3, 1))
+        inner.name, tensor.name = tensor.name, inner.name
+        graph.outputs[index] = inner
+        graph.ops.remove(maker)
+        return True
+    return False
