@@ -1,2 +1,67 @@
 # SPDX-FileCopyrightText: npukit contributors
 # SPDX-License-Identifier: Apache-2.0
+"""npukit takes a trained network to an NPU and proves that it still works.
+
+Every verb of the `npukit` command is a function of the same name here, with the same options. Names are loaded
+when they are first used: `import npukit` alone imports nothing heavy.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from npukit.errors import NpukitError
+    from npukit.runtime.session import Session
+    from npukit.verbs.compile import compile
+    from npukit.verbs.convert import convert
+    from npukit.verbs.diff import diff
+    from npukit.verbs.doctor import doctor
+    from npukit.verbs.export import export
+    from npukit.verbs.inspect import inspect
+    from npukit.verbs.run import run
+    from npukit.verbs.verify import verify
+
+# Public name -> module that defines it. The verb `targets` is not here: `npukit.targets` is the table of chips.
+_HOMES = {
+    "NpukitError": "npukit.errors",
+    "Session": "npukit.runtime.session",
+    "compile": "npukit.verbs.compile",
+    "convert": "npukit.verbs.convert",
+    "diff": "npukit.verbs.diff",
+    "doctor": "npukit.verbs.doctor",
+    "export": "npukit.verbs.export",
+    "inspect": "npukit.verbs.inspect",
+    "run": "npukit.verbs.run",
+    "verify": "npukit.verbs.verify",
+}
+
+__all__ = [
+    "NpukitError",
+    "Session",
+    "__version__",
+    "compile",
+    "convert",
+    "diff",
+    "doctor",
+    "export",
+    "inspect",
+    "run",
+    "verify",
+]
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module 'npukit' has no attribute {name!r}")
+    value = getattr(importlib.import_module(home), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})
