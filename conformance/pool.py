@@ -66,7 +66,7 @@ class Worker:
         return self._died("no answer within the time limit" if line is None else None)
 
     def _start(self) -> None:
-        self._stderr = self._files.enter_context(tempfile.TemporaryFile())
+        self._stderr = self._files.enter_context(tempfile.TemporaryFile())  # noqa: SIM115 - closed by close()
         self._count = 0
         self._process = subprocess.Popen(
             [sys.executable, "-m", "conformance.pool"],

@@ -59,7 +59,7 @@ def outcome(record: Mapping[str, Any]) -> str:
 def summary(results: Results) -> str:
     """The counts by path as a table in Markdown."""
     table = cases.table()
-    rows = [["path", "pass", "of", "goal", "peer", "folded", *REASONS, "aux pass"]]
+    rows: list[list[Any]] = [["path", "pass", "of", "goal", "peer", "folded", *REASONS, "aux pass"]]
     for path in PATHS:
         counts = Counter(outcome(record) for record in results.of(path, table.cases))
         if not counts:
