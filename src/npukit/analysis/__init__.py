@@ -1,2 +1,3 @@
 # SPDX-FileCopyrightText: npukit contributors
 # SPDX-License-Identifier: Apache-2.0
+"""What is learned about models: comparison, verification, description, differences, reports."""

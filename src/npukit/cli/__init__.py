@@ -1,2 +1,3 @@
 # SPDX-FileCopyrightText: npukit contributors
 # SPDX-License-Identifier: Apache-2.0
+"""The `npukit` command."""

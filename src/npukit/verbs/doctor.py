@@ -8,12 +8,10 @@ import platform
 import sys
 from dataclasses import dataclass
 from importlib import metadata
-from typing import Any
 
 import npukit
-from npukit.analysis import text
 from npukit.errors import NpukitError
-from npukit.verbs.options import opt, verb
+from npukit.verbs.options import opt
 
 _PACKAGES = ("numpy", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "onnxruntime-qnn", "ml_dtypes", "jinja2", "typer")
 
