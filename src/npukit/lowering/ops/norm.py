@@ -232,7 +232,7 @@ def lrn(e: Emitter, node: ir.Node) -> None:
 
 @lowers("LpNormalization")
 def lp_normalization(e: Emitter, node: ir.Node) -> None:
-    """x divided by its norm along one axis; 0 where the norm is 0.
+    """Divide by the norm along one axis; 0 where the norm is 0.
 
     x: T[*D] -> y: T[*D]
     T: float; p 1 or 2; any order
