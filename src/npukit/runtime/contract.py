@@ -21,8 +21,9 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
+from npukit.artifacts.stamp import Stamp
 from npukit.errors import ArtifactError, Fault, InputError, nearest
-from npukit.qnn.graph import DType, Encoding
+from npukit.qnn.graph import DType, Encoding, Graph, Tensor
 
 Array = npt.NDArray[Any]
 Shape = tuple[int | str | None, ...]
@@ -430,3 +431,49 @@ def _quantize(port: Port, values: Array, view: Array, faults: list[Fault]) -> No
     except FloatingPointError:
         array = values if port._inverse is None else values.transpose(port._inverse)
         _fault_at(port, array, np.isnan(array), "not a number, which integer codes cannot hold", faults)
+
+
+# ---------------------------------------------------------------- ports of an artifact
+
+
+def native_ports(tensors: Sequence[Tensor]) -> list[Port]:
+    """Ports of a file without stamp: every tensor as it is, quantized ones as integer codes."""
+    return [Port(t.name, t.dtype.numpy.name, t.shape, t.name, t.dtype, t.shape, encoding=t.encoding) for t in tensors]
+
+
+def ports_of(stamp: Stamp, graph: Graph, side: str) -> list[Port]:
+    """The stamp's `side` ("inputs" or "outputs") as ports of `graph`, in the stamp's order.
+
+    Raises:
+        ArtifactError: stamp and graph do not belong together; every difference is listed.
+    """
+    tensors: dict[str, Tensor] = {t.name: t for t in (graph.inputs if side == "inputs" else graph.outputs)}
+    unknown = set(tensors)
+    entries = [io for io in getattr(stamp, side) if io.graph in ("", graph.name)]
+    faults: list[Fault] = []
+    ports: list[Port] = []
+    for io in entries:
+        tensor = tensors.pop(io.tensor, None)
+        if tensor is None:
+            faults.append(
+                Fault(f"the graph has no tensor {io.tensor!r}", where=io.name, hint=nearest(io.tensor, tensors))
+            )
+            continue
+        if tensor.dtype.name != io.held_dtype:
+            faults.append(Fault(f"the stamp says {io.held_dtype}, the tensor is {tensor.dtype.name}", where=io.name))
+            continue
+        port = Port(
+            io.name, io.dtype, io.shape, io.tensor, tensor.dtype, tensor.shape, io.perm, tensor.encoding, io.narrowed
+        )
+        try:
+            ports.append(check_port(port))
+        except ArtifactError as error:
+            faults.append(Fault(error.what, where=error.where))
+    faults += [Fault("the stamp does not know this tensor", where=name) for name in sorted(unknown)]
+    if faults:
+        raise ArtifactError(
+            f"the stamp does not describe the {side} of graph {graph.name!r}",
+            faults=faults,
+            hint="convert the source model again",
+        )
+    return ports

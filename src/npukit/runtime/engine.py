@@ -1,0 +1,132 @@
+# SPDX-FileCopyrightText: npukit contributors
+# SPDX-License-Identifier: Apache-2.0
+"""What a backend module gives to `Session`: an `Engine`, and the small records that describe one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from npukit.artifacts.stamp import Stamp
+from npukit.runtime.contract import Array, Port
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where one op runs, and why there.
+
+    Attributes:
+        op: name of the op (or of the graph, where its ops cannot be seen).
+        type: its op type; empty for a whole graph.
+        backend: name of the backend that executes it.
+        reason: one sentence.
+    """
+
+    op: str
+    type: str
+    backend: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class ProfileEvent:
+    """One measurement of `Session.profile`.
+
+    Attributes:
+        name: what was measured: an op's name, or the library's words for a stage.
+        value: the measurement.
+        unit: "us", "cycles", "count" or "bytes".
+        parent: name of the event it is a part of; empty at the top.
+    """
+
+    name: str
+    value: int
+    unit: str
+    parent: str = ""
+
+
+@dataclass(frozen=True)
+class Description:
+    """What a session knows about its engine, whichever process that lives in."""
+
+    backend: str
+    graph: str
+    inputs: tuple[Port, ...]
+    outputs: tuple[Port, ...]
+    placement: tuple[Placement, ...]
+    stamp: Stamp | None = None
+    library: str = ""
+
+
+@dataclass(frozen=True)
+class Request:
+    """Everything that is needed to open an engine.
+
+    Attributes:
+        path: the file, or None where `content` holds it.
+        kind: "onnx", "dlc" or "context" (see `session.file_kind`).
+        backend: name of the backend.
+        graph: name of the graph, None where the file holds only one.
+        target: name of the target, None for the stamp's.
+        threads: threads of ONNX Runtime, None for its own choice.
+        fetch: names of inner values to give as outputs too (backend ort).
+        content: the bytes of a model that is in no file.
+    """
+
+    path: str | None
+    kind: str
+    backend: str
+    graph: str | None = None
+    target: str | None = None
+    threads: int | None = None
+    fetch: tuple[str, ...] = field(default=())
+    content: bytes | None = None
+
+
+class Engine(Protocol):
+    """A model made ready on a backend. Calls come one at a time."""
+
+    @property
+    def description(self) -> Description:
+        """What it is and takes."""
+
+    def execute(self, inputs: Sequence[Array], outputs: Sequence[Array] | None) -> list[Array]:
+        """Run on native inputs, in port order; results go to `outputs` where given, and are returned.
+
+        Inputs are C-contiguous and have the ports' native dtypes and shapes.
+        """
+
+    def profile(self, inputs: Sequence[Array], runs: int) -> list[ProfileEvent]:
+        """Measure `runs` executions as finely as the backend can."""
+
+    def close(self) -> None:
+        """Free everything; any number of calls is fine."""
+
+
+def open_engine(request: Request) -> Engine:
+    """The engine for a request; imports only the module of its backend.
+
+    Raises:
+        NpukitError: the file, the backend or the device cannot do it.
+    """
+    if request.backend == "ort":
+        from npukit.runtime import ort
+
+        engine: Engine = ort.open_engine(request)
+    else:
+        from npukit.runtime import qnn
+
+        engine = qnn.open_engine(request)
+    return engine
+
+
+def summary(description: Description) -> dict[str, Any]:
+    """A description as one JSON-ready object, without placement."""
+    return {
+        "backend": description.backend,
+        "graph": description.graph,
+        "library": description.library,
+        "inputs": [port.name for port in description.inputs],
+        "outputs": [port.name for port in description.outputs],
+    }

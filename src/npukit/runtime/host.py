@@ -1,0 +1,133 @@
+# SPDX-FileCopyrightText: npukit contributors
+# SPDX-License-Identifier: Apache-2.0
+"""The worker's side of a session: engines by number, and the buffers that both processes map.
+
+Native tensors of fixed shape lie in one file that parent and worker map, so that a run sends only a few bytes over
+the pipe; models with free dimensions send their arrays with the call.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import mmap
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from npukit.runtime.contract import Array, Port
+from npukit.runtime.engine import Description, Engine, ProfileEvent, Request, open_engine
+
+_ALIGN = 4096
+
+
+@dataclass(eq=False)
+class Buffers:
+    """Native arrays of all ports in one mapped file.
+
+    Attributes:
+        inputs: arrays in the order of the input ports, writable.
+        outputs: arrays in the order of the output ports.
+    """
+
+    inputs: list[Array]
+    outputs: list[Array]
+
+    @staticmethod
+    def possible(description: Description) -> bool:
+        """Whether every port has a fixed shape and elements of a fixed size."""
+        ports = [*description.inputs, *description.outputs]
+        return all(port.fixed_shape is not None and port.native != np.dtype(object) for port in ports)
+
+    @classmethod
+    def map(cls, path: Path, inputs: Sequence[Port], outputs: Sequence[Port], *, create: bool = False) -> Buffers:
+        """Map (or make) the file; both sides compute the same layout.
+
+        Raises:
+            OSError: no room for the file: told here, where a later write into the mapping would kill the process.
+        """
+        ports = [*inputs, *outputs]
+        sizes = [_size(port) for port in ports]
+        offsets = list(itertools.accumulate((size + -size % _ALIGN for size in sizes), initial=0))
+        with open(path, "x+b" if create else "r+b") as file:
+            if create:
+                _reserve(file.fileno(), max(offsets[-1], _ALIGN))
+            mapped = mmap.mmap(file.fileno(), 0)
+        arrays = [
+            np.frombuffer(mapped, port.native, size // port.native.itemsize, offset).reshape(_shape(port))
+            for port, size, offset in zip(ports, sizes, offsets, strict=False)
+        ]
+        return cls(arrays[: len(inputs)], arrays[len(inputs) :])
+
+
+def _shape(port: Port) -> tuple[int, ...]:
+    assert port.fixed_shape is not None
+    return port.fixed_shape
+
+
+def _size(port: Port) -> int:
+    return int(np.prod(_shape(port), dtype=np.int64)) * port.native.itemsize
+
+
+def _reserve(descriptor: int, size: int) -> None:
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(descriptor, 0, size)
+    else:
+        os.ftruncate(descriptor, size)
+
+
+# ---------------------------------------------------------------- called by name in the worker
+
+
+@dataclass(eq=False)
+class _Hosted:
+    engine: Engine
+    slots: list[Buffers] = field(default_factory=list)
+
+
+_hosted: dict[int, _Hosted] = {}
+_numbers = itertools.count(1)
+
+
+def open_(request: Request) -> tuple[int, Description]:
+    """Open an engine in this process; its number and description."""
+    number = next(_numbers)
+    engine = open_engine(request)
+    _hosted[number] = _Hosted(engine)
+    return number, engine.description
+
+
+def share(number: int, path: Path) -> int:
+    """Map buffers that the parent made; the number of their slot."""
+    hosted = _hosted[number]
+    description = hosted.engine.description
+    hosted.slots.append(Buffers.map(path, description.inputs, description.outputs))
+    with contextlib.suppress(OSError):  # Windows keeps it while it is mapped
+        path.unlink()
+    return len(hosted.slots) - 1
+
+
+def run_shared(number: int, slot: int) -> None:
+    """Execute on the shared buffers of a slot."""
+    hosted = _hosted[number]
+    hosted.engine.execute(hosted.slots[slot].inputs, hosted.slots[slot].outputs)
+
+
+def run(number: int, inputs: list[Array]) -> list[Array]:
+    """Execute on arrays that travel with the call."""
+    return _hosted[number].engine.execute(inputs, None)
+
+
+def profile(number: int, inputs: list[Array], runs: int) -> list[ProfileEvent]:
+    """`Engine.profile`."""
+    return _hosted[number].engine.profile(inputs, runs)
+
+
+def close(number: int) -> None:
+    """Free an engine."""
+    hosted = _hosted.pop(number, None)
+    if hosted is not None:
+        hosted.engine.close()

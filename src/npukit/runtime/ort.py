@@ -1,0 +1,319 @@
+# SPDX-FileCopyrightText: npukit contributors
+# SPDX-License-Identifier: Apache-2.0
+"""ONNX Runtime's CPU provider as an engine: for source models, and for graphs raised from an artifact.
+
+Only the CPU provider is ever asked for, and ONNX Runtime's own fallback is off: what runs here runs there alone.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import shutil
+import tempfile
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import ml_dtypes
+import numpy as np
+
+from npukit.errors import ModelError, NativeError, UsageError, nearest
+from npukit.qnn.graph import Graph
+from npukit.runtime.contract import Array, Port, Shape, native_ports, ports_of
+from npukit.runtime.engine import Description, Placement, ProfileEvent, Request
+from npukit.worker import note
+
+if TYPE_CHECKING:
+    import onnx
+    import onnxruntime
+
+    from npukit.artifacts.stamp import Stamp
+
+# ONNX Runtime's type names -> ONNX element type and the numpy-style name of the source's dtype
+_TYPES: dict[str, tuple[int, str]] = {
+    "float": (1, "float32"), "uint8": (2, "uint8"), "int8": (3, "int8"), "uint16": (4, "uint16"),
+    "int16": (5, "int16"), "int32": (6, "int32"), "int64": (7, "int64"), "string": (8, "string"), "bool": (9, "bool"),
+    "float16": (10, "float16"), "double": (11, "float64"), "uint32": (12, "uint32"), "uint64": (13, "uint64"),
+    "complex64": (14, "complex64"), "complex128": (15, "complex128"), "bfloat16": (16, "bfloat16"),
+    "float8e4m3fn": (17, "float8_e4m3fn"), "float8e4m3fnuz": (18, "float8_e4m3fnuz"),
+    "float8e5m2": (19, "float8_e5m2"), "float8e5m2fnuz": (20, "float8_e5m2fnuz"), "uint4": (21, "uint4"),
+    "int4": (22, "int4"),
+}  # fmt: skip
+_BY_DTYPE = {name: code for code, name in _TYPES.values()}
+_PACKED = frozenset({"int4", "uint4"})
+_FOREIGN = frozenset(name for _, name in _TYPES.values() if hasattr(ml_dtypes, name))
+_EMBED_LIMIT = 1 << 30  # above it the weights of a raised graph go beside it: one protobuf holds 2 GiB
+
+
+def open_engine(request: Request) -> OrtEngine:
+    """An engine for a .onnx file, or for the graph of a DLC raised to ONNX.
+
+    Raises:
+        ModelError: ONNX Runtime cannot load the model.
+        UsageError: the file has no form that ONNX Runtime runs.
+    """
+    if request.kind == "onnx":
+        source = request.content if request.path is None else Path(request.path)
+        assert source is not None
+        return OrtEngine(source, threads=request.threads, fetch=request.fetch)
+    if request.kind == "dlc":
+        return _raised(request)
+    raise UsageError(
+        "a context binary holds compiled code, not a graph: ONNX Runtime cannot run it",
+        where=request.path or "",
+        hint="use --backend qnn-htp, or the DLC it was compiled from",
+    )
+
+
+def _raised(request: Request) -> OrtEngine:
+    import onnx_ir
+
+    from npukit.artifacts import dlc
+    from npukit.raising import raise_graph
+    from npukit.runtime.qnn import pick_graph
+
+    assert request.path is not None
+    model, stamp = dlc.read(Path(request.path))
+    graph = pick_graph(model, request.graph, request.path)
+    raised = raise_graph(graph, quantized="qdq")
+    foreign = sorted({node.op_type for node in raised.graph if node.domain == "qti.aisw"})
+    if foreign:
+        raise UsageError(
+            f"the graph has ops without ONNX expression: {', '.join(foreign)}",
+            where=request.path,
+            hint="run it with --backend qnn-cpu",
+        )
+    folder: str | None = None
+    source: bytes | Path
+    if graph.static_bytes() < _EMBED_LIMIT:
+        source = onnx_ir.to_proto(raised).SerializeToString()
+    else:
+        folder = tempfile.mkdtemp(prefix="npukit-raised-")
+        source = Path(folder, "model.onnx")
+        onnx_ir.save(raised, source, external_data="model.data")
+    engine = OrtEngine(source, threads=request.threads, fetch=request.fetch, graph=graph, stamp=stamp)
+    engine.folder = folder
+    return engine
+
+
+class OrtEngine:
+    """A model in ONNX Runtime.
+
+    Args:
+        source: a file (its external data is read by ONNX Runtime), or the bytes of a model.
+        threads: number of threads inside an op; None for ONNX Runtime's choice.
+        fetch: names of inner values that are given as outputs too, after the model's own.
+        graph: the QNN graph that `source` was raised from, if it was; its tensors then are the native form.
+        stamp: the I/O contract of that graph.
+
+    Raises:
+        ModelError: ONNX Runtime refuses the model, or it has inputs that are not tensors.
+    """
+
+    def __init__(
+        self,
+        source: Path | bytes,
+        *,
+        threads: int | None = None,
+        fetch: Sequence[str] = (),
+        graph: Graph | None = None,
+        stamp: Stamp | None = None,
+    ) -> None:
+        self._source, self._threads, self._fetch = source, threads, tuple(fetch)
+        self.folder: str | None = None
+        where = source.name if isinstance(source, Path) else ""
+        self._session = self._open()
+        import onnxruntime
+
+        inputs = [_port(value, where) for value in self._session.get_inputs()]
+        outputs = [_port(value, where) for value in self._session.get_outputs()]
+        if graph is not None:
+            inputs = _contract(inputs, ports_of(stamp, graph, "inputs") if stamp else native_ports(graph.inputs))
+            outputs = _contract(outputs, ports_of(stamp, graph, "outputs") if stamp else native_ports(graph.outputs))
+        self._inputs, self._outputs = inputs, outputs
+        self._output_names = [port.tensor for port in outputs]
+        self._foreign = any(port.native.name in _FOREIGN for port in [*inputs, *outputs])
+        self.description = Description(
+            backend="ort",
+            graph=graph.name if graph else "",
+            inputs=tuple(inputs),
+            outputs=tuple(outputs),
+            placement=(
+                Placement(where or "the model", "", "ort", "ONNX Runtime's CPU provider is the only one asked for"),
+            ),
+            stamp=stamp,
+            library=f"ONNX Runtime {onnxruntime.__version__}",
+        )
+
+    def execute(self, inputs: Sequence[Array], outputs: Sequence[Array] | None) -> list[Array]:
+        """Run on arrays in port order."""
+        note("onnxruntime.run")
+        try:
+            results = self._run_foreign(inputs) if self._foreign else self._run_plain(inputs)
+        except Exception as error:  # pybind's exceptions have no common base below Exception
+            raise NativeError(f"ONNX Runtime failed: {_text(error)}") from error
+        if outputs is not None:
+            for out, result in zip(outputs, results, strict=True):
+                np.copyto(out, result.reshape(out.shape), casting="no")
+            return list(outputs)
+        return results
+
+    def _run_plain(self, inputs: Sequence[Array]) -> list[Array]:
+        feeds = {port.tensor: array for port, array in zip(self._inputs, inputs, strict=True)}
+        results: list[Array] = self._session.run(self._output_names, feeds)
+        return results
+
+    def _run_foreign(self, inputs: Sequence[Array]) -> list[Array]:
+        feeds = {port.tensor: _to_value(array) for port, array in zip(self._inputs, inputs, strict=True)}
+        values = self._session.run_with_ort_values(self._output_names, feeds)
+        return [_from_value(value, port.native) for value, port in zip(values, self._outputs, strict=True)]
+
+    def profile(self, inputs: Sequence[Array], runs: int) -> list[ProfileEvent]:
+        """Mean time of every node over `runs` executions, from ONNX Runtime's own profiler."""
+        with tempfile.TemporaryDirectory(prefix="npukit-profile-") as folder:
+            session = self._open(str(Path(folder, "ort")))
+            feeds = {port.tensor: array for port, array in zip(self._inputs, inputs, strict=True)}
+            for _ in range(runs):
+                session.run(self._output_names, feeds)
+            events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+        total: dict[str, int] = defaultdict(int)
+        for event in events:
+            if event.get("cat") == "Node" and str(event.get("name", "")).endswith("_kernel_time"):
+                total[event["name"].removesuffix("_kernel_time")] += int(event["dur"])
+            elif event.get("name") == "model_run":
+                total["run"] += int(event["dur"])
+        whole = total.pop("run", 0)
+        parts = [ProfileEvent(name, time // runs, "us", "run") for name, time in total.items()]
+        return [ProfileEvent("run", whole // runs, "us"), *parts]
+
+    def close(self) -> None:
+        """Free the session."""
+        self._session = None
+        if self.folder is not None:
+            shutil.rmtree(self.folder, ignore_errors=True)
+            self.folder = None
+
+    def _open(self, profile_prefix: str | None = None) -> Any:
+        try:
+            import onnxruntime
+        except ImportError as error:
+            from npukit.errors import MissingDependency
+
+            raise MissingDependency(
+                f"ONNX Runtime cannot be imported ({error})", hint="pip install onnxruntime"
+            ) from error
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        if self._threads is not None:
+            options.intra_op_num_threads = self._threads
+            options.inter_op_num_threads = 1
+        if profile_prefix is not None:
+            options.enable_profiling = True
+            options.profile_file_prefix = profile_prefix
+        source: str | bytes = str(self._source) if isinstance(self._source, Path) else self._source
+        where = self._source.name if isinstance(self._source, Path) else ""
+        note("onnxruntime.InferenceSession")
+        try:
+            if self._fetch:
+                source = self._with_outputs(options)
+            session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+        except (ModelError, UsageError):
+            raise
+        except Exception as error:
+            raise ModelError(
+                f"ONNX Runtime cannot load the model: {_text(error)}",
+                where=where,
+                hint="npukit convert accepts more: its own front end rewrites what this ONNX Runtime does not know",
+            ) from error
+        session.disable_fallback()
+        return session
+
+    def _with_outputs(self, options: onnxruntime.SessionOptions) -> bytes:
+        """The model with the fetched values among its outputs; weights stay where they are."""
+        import onnx
+
+        if isinstance(self._source, Path):
+            model = onnx.load(self._source, load_external_data=False)
+            options.add_session_config_entry(
+                "session.model_external_initializers_file_folder_path", str(self._source.resolve().parent)
+            )
+        else:
+            model = onnx.load_from_string(self._source)
+        known = _values(model)
+        missing = [name for name in self._fetch if name not in known]
+        if missing:
+            raise UsageError(f"the model has no value {missing[0]!r}", hint=nearest(missing[0], known))
+        present = {value.name for value in model.graph.output}
+        model.graph.output.extend(onnx.ValueInfoProto(name=n) for n in dict.fromkeys(self._fetch) if n not in present)
+        data: bytes = model.SerializeToString()
+        return data
+
+
+def _values(model: onnx.ModelProto) -> set[str]:
+    names = {output for node in model.graph.node for output in node.output if output}
+    return names | {value.name for value in model.graph.input} | {value.name for value in model.graph.initializer}
+
+
+def _port(value: Any, where: str) -> Port:
+    kind = str(value.type)
+    element = kind.removeprefix("tensor(").removesuffix(")")
+    if not kind.startswith("tensor(") or element not in _TYPES:
+        raise ModelError(f"it is a {kind}; only tensors can be run", where=f"{where}: {value.name}")
+    shape: Shape = tuple(d if isinstance(d, (int, str)) or d is None else None for d in (value.shape or ()))
+    return Port(value.name, _TYPES[element][1], shape, value.name, None, shape)
+
+
+def _contract(raised: Sequence[Port], contract: Sequence[Port]) -> list[Port]:
+    """The artifact's ports, in their order, then what was fetched beside them."""
+    names = {port.tensor for port in contract}
+    return [*contract, *(port for port in raised if port.tensor not in names)]
+
+
+def _text(error: Exception) -> str:
+    """ONNX Runtime's message without its prefix and its own file names."""
+    text = str(error).strip()
+    if text.startswith("[ONNXRuntimeError] : "):
+        text = text.split(" : ", 3)[-1]
+    return " ".join(text.split())[:600]
+
+
+# ---------------------------------------------------------------- element types that numpy lacks
+
+
+def _to_value(array: Array) -> Any:
+    import onnxruntime
+
+    if array.dtype.name not in _FOREIGN:
+        return onnxruntime.OrtValue.ortvalue_from_numpy(array)
+    value = onnxruntime.OrtValue.ortvalue_from_shape_and_type(list(array.shape), _BY_DTYPE[array.dtype.name])
+    data = _pack(array) if array.dtype.name in _PACKED else np.ascontiguousarray(array)
+    ctypes.memmove(value.data_ptr(), data.ctypes.data, data.nbytes)
+    return value
+
+
+def _from_value(value: Any, dtype: np.dtype[Any]) -> Array:
+    if dtype.name not in _FOREIGN:
+        array: Array = value.numpy()
+        return array
+    shape = tuple(value.shape())
+    count = int(np.prod(shape))
+    size = (count + 1) // 2 if dtype.name in _PACKED else count * dtype.itemsize
+    data = np.frombuffer(ctypes.string_at(value.data_ptr(), size), np.uint8)
+    return _unpack(data, count, dtype).reshape(shape) if dtype.name in _PACKED else data.view(dtype).reshape(shape)
+
+
+def _pack(array: Array) -> Array:
+    """Two 4-bit values a byte, the first in the low half."""
+    flat = array.reshape(-1).astype(np.int8).view(np.uint8) & 0x0F
+    flat = np.append(flat, np.zeros(flat.size % 2, np.uint8))
+    packed: Array = flat[0::2] | (flat[1::2] << 4)
+    return packed
+
+
+def _unpack(data: Array, count: int, dtype: np.dtype[Any]) -> Array:
+    halves = np.stack([data & 0x0F, data >> 4], axis=1).reshape(-1)[:count].astype(np.int8)
+    if dtype.name == "int4":
+        halves = np.where(halves > 7, halves - 16, halves).astype(np.int8)
+    return halves.astype(dtype)
