@@ -295,7 +295,7 @@ _DECODERS: dict[str, Callable[[_Decoder, Any], Any]] = {
 def _dtype_name(dtype: np.dtype[Any]) -> str:
     if dtype.hasobject or dtype.names is not None:
         raise TypeError(f"an array of {dtype} cannot be sent to a worker process")
-    return dtype.name if dtype.isbuiltin != 1 and dtype.kind not in "SUMm" else dtype.str
+    return dtype.name if dtype.isbuiltin == 2 else dtype.str
 
 
 def _dtype(name: str) -> np.dtype[Any]:
