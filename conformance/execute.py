@@ -265,6 +265,10 @@ def to_source(array: np.ndarray[Any, Any], tensor: Tensor) -> np.ndarray[Any, An
 
 
 def _numpy_dtype(name: str) -> np.dtype[Any]:
-    import ml_dtypes
+    """The dtype of a name in numpy's spelling or ONNX's ("float" is float32 there)."""
+    import onnx_ir
 
-    return np.dtype(getattr(ml_dtypes, name, None) or name)
+    onnx_type = getattr(onnx_ir.DataType, name.upper(), None)
+    if onnx_type is None:
+        return np.dtype(name)
+    return np.dtype(onnx_type.numpy())
