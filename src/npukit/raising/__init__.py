@@ -1,2 +1,11 @@
 # SPDX-FileCopyrightText: npukit contributors
 # SPDX-License-Identifier: Apache-2.0
+"""QNN graphs to ONNX: every graph runs on ONNX Runtime with every tensor observable, and opens in a viewer."""
+
+from npukit.raising import elementwise, matrix, movement, norm, quantization, reduce, spatial
+from npukit.raising.graph import newest_opset, raise_graph, unraised
+from npukit.raising.registry import RAISERS, raises
+
+__all__ = ["RAISERS", "newest_opset", "raise_graph", "raises", "unraised"]
+
+_FAMILIES = (elementwise, matrix, movement, norm, quantization, reduce, spatial)  # importing one registers its ops
