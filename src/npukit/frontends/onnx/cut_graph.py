@@ -1,0 +1,71 @@
+# SPDX-FileCopyrightText: npukit contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Cuts the graph at any tensor: --input NAME makes a tensor an input, --output NAME ends the graph there."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from npukit.errors import Fault, ModelError, nearest
+from npukit.frontends.onnx.options import LoadOptions
+from npukit.frontends.onnx.rewrite import drop_dead
+
+
+def cut_graph(model: ir.Model, options: LoadOptions) -> list[str]:
+    """Cut, and remove what no output needs.
+
+    Returns:
+        names of the inputs and nodes that the cut left out (dead nodes of an uncut graph are not listed).
+
+    Raises:
+        ModelError: a name that no tensor has, or an output that still depends on an input that was cut off.
+    """
+    graph = model.graph
+    if not options.inputs and not options.outputs:
+        drop_dead(graph)
+        return []
+    drop_dead(graph)
+    values = {v.name: v for v in graph.inputs if v.name}
+    for node in graph:
+        values.update({v.name: v for v in node.outputs if v.name})
+    faults = [
+        Fault("there is no such tensor", f"{option} {name}", nearest(name, values))
+        for option, names in (("--input", options.inputs), ("--output", options.outputs))
+        for name in names
+        if name not in values
+    ]
+    if faults:
+        raise ModelError("the cut names unknown tensors", faults=faults)
+    before = [v.name or "" for v in graph.inputs]
+    if options.outputs:
+        graph.outputs[:] = [values[n] for n in options.outputs]
+    if options.inputs:
+        _cut_inputs(graph, [values[n] for n in options.inputs])
+    removed = drop_dead(graph)
+    if options.inputs:
+        open_inputs = [v for v in graph.inputs if v.name not in options.inputs and (v.uses() or v.is_graph_output())]
+        if open_inputs:
+            raise ModelError(
+                "the cut does not separate the graph",
+                faults=[Fault("is still needed", f"input {v.name!r}", f"add --input {v.name}") for v in open_inputs],
+            )
+        keep = [v for n in options.inputs for v in graph.inputs if v.name == n]
+        graph.inputs[:] = keep
+    else:
+        graph.inputs[:] = [v for v in graph.inputs if v.uses() or v.is_graph_output()]
+    kept = {v.name for v in graph.inputs}
+    return [f"input {n}" for n in before if n not in kept] + sorted(removed)
+
+
+def _cut_inputs(graph: ir.Graph, values: list[ir.Value]) -> None:
+    for old in values:
+        if old.producer() is None:
+            continue
+        new = ir.Value(name=old.name, shape=old.shape, type=old.type)
+        for user, index in tuple(old.uses()):
+            user.replace_input_with(index, new)
+        for i, output in enumerate(graph.outputs):
+            if output is old:
+                graph.outputs[i] = new
+        old.name = f"{old.name}__cut"
+        graph.inputs.append(new)

@@ -1,0 +1,160 @@
+# SPDX-FileCopyrightText: npukit contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Shape and dtype inference, one node at a time (no protobuf size limit; constants are passed as they become known)."""
+
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+
+from npukit.frontends.onnx.rewrite import constant, newest_version, schema_of, subgraphs_of, version_of
+
+# Constants with more elements than this are never a shape, an axis list or a scale that inference reads.
+MAX_DATA = 4096
+
+
+class InferenceFailed(Exception):
+    """The node contradicts its op's definition; the text is onnx's."""
+
+
+@functools.lru_cache(maxsize=4096)
+def _tensor_type(dtype: int, shape: tuple[int, ...] | None) -> onnx.TypeProto:
+    return onnx.helper.make_tensor_type_proto(dtype, shape)
+
+
+def type_proto(value: ir.Value) -> onnx.TypeProto | None:
+    """The value's ONNX type, None when nothing is known."""
+    if isinstance(value.type, ir.TensorType):
+        dims = None if value.shape is None else value.shape.dims
+        if dims is None:
+            return _tensor_type(int(value.type.dtype), None)
+        if all(isinstance(d, int) for d in dims):
+            return _tensor_type(int(value.type.dtype), tuple(int(d) for d in dims))  # type: ignore[arg-type]
+    if value.type is None:
+        return None
+    return ir.serde.serialize_value(value).type
+
+
+def _captured(node: ir.Node) -> set[ir.Value]:
+    found: set[ir.Value] = set()
+    for graph in subgraphs_of(node):
+        inner: set[ir.Value] = set(graph.inputs) | set(graph.initializers.values())
+        for sub in graph.all_nodes():
+            inner.update(sub.outputs)
+            for nested in subgraphs_of(sub):
+                inner.update(nested.inputs)
+                inner.update(nested.initializers.values())
+        used = {v for sub in graph.all_nodes() for v in sub.inputs if v is not None} | set(graph.outputs)
+        found |= used - inner
+    return found
+
+
+def allowed_types(node: ir.Node) -> list[str]:
+    """Faults of the node's input dtypes against its schema, as sentences."""
+    schema = schema_of(node.domain, node.op_type, version_of(node))
+    if schema is None:
+        return []
+    faults = []
+    bound: dict[str, tuple[str, ir.Value]] = {}
+    formal = list(schema.inputs)
+    for i, value in enumerate(node.inputs):
+        if value is None or value.type is None or not formal:
+            continue
+        parameter = formal[min(i, len(formal) - 1)]
+        have = _type_string(value)
+        if have is None:
+            continue
+        if parameter.types and have not in parameter.types:
+            faults.append(f"input {i} ({parameter.name}) {value.name!r} is {have}, which {node.op_type} does not take")
+        elif parameter.is_homogeneous and "(" not in parameter.type_str:
+            seen = bound.setdefault(parameter.type_str, (have, value))
+            if seen[0] != have:
+                faults.append(
+                    f"inputs {seen[1].name!r} ({seen[0]}) and {value.name!r} ({have}) of {node.op_type} must have one type"
+                )
+    return faults
+
+
+@functools.cache
+def _dtype_string(dtype: ir.DataType) -> str:
+    return f"tensor({onnx.helper.tensor_dtype_to_string(int(dtype)).removeprefix('TensorProto.').lower()})"
+
+
+def _type_string(value: ir.Value) -> str | None:
+    if isinstance(value.type, ir.TensorType):
+        return _dtype_string(value.type.dtype)
+    return None
+
+
+def infer_node(node: ir.Node, model: ir.Model) -> None:
+    """Set dtype and shape of the node's outputs from those of its inputs.
+
+    Raises:
+        InferenceFailed: the inputs contradict the op's definition.
+    """
+    version = version_of(node)
+    schema = schema_of(node.domain, node.op_type, version)
+    if schema is None:
+        return
+    types: dict[str, onnx.TypeProto] = {}
+    data: dict[str, onnx.TensorProto] = {}
+    values = {v for v in node.inputs if v is not None}
+    graphs = subgraphs_of(node)
+    if graphs:
+        values |= _captured(node)
+    for value in values:
+        proto = type_proto(value)
+        if proto is None:
+            return
+        types[value.name or ""] = proto
+        tensor = value.const_value
+        if tensor is not None and tensor.size <= MAX_DATA and tensor.dtype != ir.DataType.STRING:
+            # scales and sizes are read as floats or integers; other dtypes never steer a shape
+            data[value.name or ""] = onnx.numpy_helper.from_array(np.ascontiguousarray(tensor.numpy()), value.name)
+    proto = ir.serde.serialize_node(node)
+    for i, output in enumerate(node.outputs):
+        if i < len(proto.output) and not output.name:
+            proto.output[i] = ""
+    imports = [onnx.helper.make_opsetid(node.domain, version)]
+    if graphs:
+        imports = [onnx.helper.make_opsetid(d, v) for d, v in {**model.opset_imports, node.domain: version}.items()]
+    elif node.domain:
+        imports.append(onnx.helper.make_opsetid("", newest_version("")))
+    try:
+        result = onnx.shape_inference.infer_node_outputs(
+            schema, proto, types, data, opset_imports=imports, ir_version=onnx.IR_VERSION
+        )
+    except (onnx.shape_inference.InferenceError, RuntimeError, ValueError) as error:
+        raise InferenceFailed(_clean(str(error))) from None
+    for output in node.outputs:
+        found = result.get(output.name or "")
+        if found is None or found.WhichOneof("value") is None:
+            continue
+        kind = ir.serde.deserialize_type_proto_for_type(found)
+        if kind is not None and not (isinstance(kind, ir.TensorType) and kind.dtype == ir.DataType.UNDEFINED):
+            output.type = kind
+        shape = ir.serde.deserialize_type_proto_for_shape(found)
+        if shape is not None:
+            output.shape = shape
+
+
+def _clean(text: str) -> str:
+    text = text.replace("\n", " ").strip()
+    for prefix in ("[ShapeInferenceError] ", "[TypeInferenceError] "):
+        text = text.replace(prefix, "")
+    return text[:400]
+
+
+def is_static(value: ir.Value) -> bool:
+    """Whether the dtype and every dimension are known."""
+    return (
+        isinstance(value.type, ir.TensorType)
+        and value.shape is not None
+        and all(isinstance(d, int) for d in value.shape.dims)
+    )
+
+
+__all__ = ["InferenceFailed", "allowed_types", "constant", "infer_node", "is_static", "type_proto"]

@@ -1,0 +1,117 @@
+# SPDX-FileCopyrightText: npukit contributors
+# SPDX-License-Identifier: Apache-2.0
+"""From a source model to normalized ONNX: the passes, in order, each with the reason for its place."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable
+
+import onnx
+import onnx_ir as ir
+
+from npukit.errors import Fault, ModelError
+from npukit.frontends.onnx.cut_graph import cut_graph
+from npukit.frontends.onnx.expand_functions import expand_functions
+from npukit.frontends.onnx.freeze_inputs import freeze_inputs
+from npukit.frontends.onnx.infer_shapes import is_static
+from npukit.frontends.onnx.inline_functions import inline_functions
+from npukit.frontends.onnx.options import LoadOptions, Normalized
+from npukit.frontends.onnx.prepare_graph import prepare_graph
+from npukit.frontends.onnx.read_model import read_model
+from npukit.frontends.onnx.rewrite import NEWEST, drop_dead, newest_version
+from npukit.frontends.onnx.simplify_ops import simplify_ops
+from npukit.frontends.onnx.specialize import specialize
+
+log = logging.getLogger(__name__)
+
+Pass = Callable[[Normalized, LoadOptions], None]
+
+
+def _cut(result: Normalized, options: LoadOptions) -> None:
+    result.cut += cut_graph(result.model, options)
+
+
+def _specialize(result: Normalized, options: LoadOptions) -> None:
+    walk = specialize(result.model)
+    result.folded.update(walk.folded)
+    result.notes += walk.notes
+
+
+def _simplify(result: Normalized, options: LoadOptions) -> None:
+    simplify_ops(result.model)
+    drop_dead(result.model.graph)
+
+
+def _finish(result: Normalized, options: LoadOptions) -> None:
+    finish_model(result.model)
+    result.folded = {k: v for k, v in result.folded.items() if k in result.model.graph.initializers}
+
+
+# (name, pass, why it stands where it stands)
+PIPELINE: tuple[tuple[str, Pass, str], ...] = (
+    ("prepare", lambda r, o: prepare_graph(r.model), "first: names, versions and node order are what the rest reads"),
+    ("inline", lambda r, o: inline_functions(r.model), "before cut: a cut may name a tensor inside a function"),
+    ("cut", _cut, "before freeze: inputs that were cut off need no shape"),
+    ("freeze", lambda r, o: freeze_inputs(r.model, o), "before specialize: inference starts from static inputs"),
+    ("specialize", _specialize, "upgrade, inference, folding and control flow in one walk: each needs the others"),
+    ("simplify", _simplify, "after specialize: whether a node does nothing shows in shapes and constants"),
+    ("finish", _finish, "last: checks what every reader relies on"),
+)
+
+
+def load(
+    path_or_model: str | os.PathLike[str] | onnx.ModelProto | ir.Model, options: LoadOptions | None = None
+) -> Normalized:
+    """Read a model and normalize it; a model given in memory is left as it is.
+
+    Args:
+        path_or_model: a file, or a model in memory.
+        options: shapes, symbols, batch and cuts.
+
+    Returns:
+        the normalized model; its weights are views of the memory-mapped source.
+
+    Raises:
+        ModelError: the model is broken, dynamic, or cannot be made static; every fault is listed.
+    """
+    options = options or LoadOptions()
+    source = read_model(path_or_model)
+    result = Normalized(
+        source.model, source.path, NEWEST, digest=source.digest, producer=source.model.producer_name or ""
+    )
+    for name, run, _ in PIPELINE:
+        log.debug("pass %s", name)
+        run(result, options)
+    return result
+
+
+def finish_model(model: ir.Model) -> None:
+    """Check that every value is static, and set the opset imports.
+
+    Raises:
+        ModelError: listing every value whose shape or dtype is not known, with the node that makes it.
+    """
+    graph = model.graph
+    faults = []
+    for node in graph:
+        unknown = [v for v in node.outputs if v.name and (v.uses() or v.is_graph_output()) and not is_static(v)]
+        if unknown and all(i is None or is_static(i) for i in node.inputs):
+            shown = ", ".join(f"{v.name!r} {v.shape if v.shape is not None else '(rank unknown)'}" for v in unknown)
+            faults.append(
+                Fault(
+                    f"the size of {shown} is only known when it runs",
+                    f"{node.op_type} {node.name!r}",
+                    "cut the graph before it (--output), or make the inputs that decide it constant",
+                )
+            )
+    if faults:
+        raise ModelError("not every tensor has a static shape", faults=faults)
+    domains = {node.domain for node in graph.all_nodes()} | {""}
+    model.opset_imports.clear()
+    model.opset_imports.update({d: newest_version(d) for d in sorted(domains)})
+    model.ir_version = max(model.ir_version or 0, 10)
+
+
+__all__ = ["PIPELINE", "expand_functions", "finish_model", "load"]

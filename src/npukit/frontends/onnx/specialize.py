@@ -1,0 +1,180 @@
+# SPDX-FileCopyrightText: npukit contributors
+# SPDX-License-Identifier: Apache-2.0
+"""The forward walk: each node is brought to its newest form, gets shapes, and is folded when it is constant.
+
+These are one walk because they feed each other: an upgrade may need a rank, inference needs the constants that
+folding makes, a branch is chosen by a folded condition.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import onnx_ir as ir
+
+from npukit.errors import Fault, ModelError
+from npukit.frontends.onnx import upgrade_ops
+from npukit.frontends.onnx.fold_constants import fold_node
+from npukit.frontends.onnx.infer_shapes import InferenceFailed, allowed_types, infer_node
+from npukit.frontends.onnx.rewrite import (
+    Builder,
+    Names,
+    Unsupported,
+    add_constant,
+    attribute,
+    make_tensor,
+    newest_version,
+    origin_of,
+    replace_node,
+    version_of,
+)
+
+log = logging.getLogger(__name__)
+
+# A rule looks at a node and returns True when it replaced it (its replacement is visited next).
+Rule = Callable[["Walk", ir.Node], bool]
+
+
+@dataclass
+class Walk:
+    """State of one walk over a model's main graph."""
+
+    model: ir.Model
+    names: Names
+    faults: list[Fault] = field(default_factory=list)
+    folded: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    origins: dict[int, tuple[str, ...]] = field(default_factory=dict)
+
+    @property
+    def graph(self) -> ir.Graph:
+        return self.model.graph
+
+    def builder(self, node: ir.Node) -> Builder:
+        """A builder of replacements for `node`."""
+        return Builder(self.graph, self.names, node)
+
+    def fault(self, node: ir.Node, what: str, hint: str = "") -> None:
+        """Record what is wrong with a node."""
+        where = f"{node.op_type} {origin_of(node)[0] if origin_of(node) else ''!r}"
+        self.faults.append(Fault(what, where, hint))
+
+    def replace_by_constants(self, node: ir.Node, arrays: list[object]) -> None:
+        """Put constants in place of all outputs of a node."""
+        values: list[ir.Value | None] = []
+        origin = list(origin_of(node))
+        for value in node.inputs:
+            if value is not None:
+                origin += [o for o in self.folded.get(value.name or "", ()) if o not in origin]
+        for output, array in zip(node.outputs, arrays, strict=False):
+            if not output.name or not (output.uses() or output.is_graph_output()):
+                values.append(None)
+                continue
+            dtype = output.dtype if output.dtype is not None else None
+            tensor = array if isinstance(array, ir.TensorProtocol) else make_tensor(array, None, dtype)
+            if output.is_graph_output():
+                values.append(add_constant(self.graph, self.names, tensor, f"{output.name}_value"))
+            else:
+                name, output.name = output.name, f"{output.name}__replaced"
+                constant = ir.Value(
+                    name=name, shape=ir.Shape(tensor.shape), type=ir.TensorType(tensor.dtype), const_value=tensor
+                )
+                self.graph.register_initializer(constant)
+                values.append(constant)
+            self.folded[values[-1].name or ""] = tuple(origin)  # type: ignore[union-attr]
+        replace_node(self.graph, node, [], values)
+
+
+def constant_node(walk: Walk, node: ir.Node) -> bool:
+    """Constant nodes become initializers."""
+    if node.domain or node.op_type != "Constant":
+        return False
+    import numpy as np
+
+    for name, attr in node.attributes.items():
+        if name == "value":
+            walk.replace_by_constants(node, [attr.value])
+        elif name in ("value_float", "value_floats"):
+            walk.replace_by_constants(node, [np.asarray(attr.value, dtype=np.float32)])
+        elif name in ("value_int", "value_ints"):
+            walk.replace_by_constants(node, [np.asarray(attr.value, dtype=np.int64)])
+        elif name in ("value_string", "value_strings"):
+            many = isinstance(attr.value, list | tuple)
+            array = np.empty(len(attr.value) if many else 1, dtype=object)
+            array[:] = list(attr.value) if many else [attr.value]
+            walk.replace_by_constants(node, [make_tensor(array if many else array.reshape(()))])
+        else:
+            walk.fault(node, f"the constant's attribute {name!r} is not supported", "store it as a dense tensor")
+            return False
+        return True
+    walk.fault(node, "a Constant without a value")
+    return False
+
+
+def upgrade(walk: Walk, node: ir.Node) -> bool:
+    """Old forms of ops become the newest form."""
+    if version_of(node) >= newest_version(node.domain):
+        node.version = newest_version(node.domain)
+        return False
+    builder = walk.builder(node)
+    try:
+        values = upgrade_ops.upgrade_node(builder, node)
+    except Unsupported as error:
+        walk.fault(node, f"opset {version_of(node)} form cannot be expressed in opset {newest_version('')}: {error}")
+        node.version = newest_version(node.domain)
+        return False
+    if values is None:
+        return False
+    replace_node(walk.graph, node, builder.nodes, values)
+    return True
+
+
+def fold(walk: Walk, node: ir.Node) -> bool:
+    """Nodes whose result is known become constants."""
+    arrays = fold_node(node)
+    if arrays is None:
+        return False
+    walk.replace_by_constants(node, list(arrays))
+    return True
+
+
+def infer(walk: Walk, node: ir.Node) -> bool:
+    """Shapes and dtypes of the outputs."""
+    for sentence in allowed_types(node):
+        walk.fault(node, sentence)
+    try:
+        infer_node(node, walk.model)
+    except InferenceFailed as error:
+        walk.fault(node, str(error))
+    return False
+
+
+def specialize(model: ir.Model, extra_rules: tuple[Rule, ...] = ()) -> Walk:
+    """Run the walk over the main graph.
+
+    Args:
+        model: changed in place.
+        extra_rules: tried on each node after the upgrade, before inference.
+
+    Returns:
+        the walk with what it folded and the notes it made.
+
+    Raises:
+        ModelError: with every node that contradicts its definition or has no newest form.
+    """
+    from npukit.frontends.onnx.resolve_control_flow import resolve_control_flow
+
+    walk = Walk(model, Names(model.graph))
+    rules: tuple[Rule, ...] = (constant_node, upgrade, resolve_control_flow, *extra_rules, infer, fold)
+    for node in model.graph:
+        for rule in rules:
+            if rule(walk, node):
+                break
+    if walk.faults:
+        raise ModelError("the model contradicts the ONNX definitions", faults=walk.faults)
+    return walk
+
+
+__all__ = ["Rule", "Walk", "attribute", "specialize"]
