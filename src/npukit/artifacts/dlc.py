@@ -203,10 +203,12 @@ def read(path: Path | str, *, copy: bool = False) -> tuple[Model, Stamp | None]:
 
 
 def _apply_order(graph: Graph, stamp: Stamp, where: str) -> None:
-    own = [io for io in stamp.inputs if io.graph in ("", graph.name)]
-    graph.inputs = _ordered(graph.inputs, [io.tensor for io in own], where)
-    own = [io for io in stamp.outputs if io.graph in ("", graph.name)]
-    graph.outputs = _ordered(graph.outputs, [io.tensor for io in own], where)
+    inputs = [io.tensor for io in stamp.inputs if io.graph in ("", graph.name)]
+    outputs = [io.tensor for io in stamp.outputs if io.graph in ("", graph.name)]
+    # An input that no op reads is in the contract, but not in the file.
+    present = {tensor.name for tensor in graph.inputs}
+    graph.inputs = _ordered(graph.inputs, [name for name in inputs if name in present], where)
+    graph.outputs = _ordered(graph.outputs, outputs, where)
 
 
 def _ordered(tensors: list[Tensor], names: list[str], where: str) -> list[Tensor]:

@@ -49,9 +49,25 @@ def write_dlc(model: Model, path: Path | str, *, library: Library | None = None)
         raise ArtifactError(f"a DLC holds one graph, this model has {len(model.graphs)} ({names})", where=str(path))
     graph = next(iter(model.graphs.values()))
     library = library or find("ir")
+    _refuse_loose_ends(graph)
     _refuse_encodings(graph, library)
     with _Writer(library, graph, Path(path)) as writer:
         writer.write()
+
+
+def _refuse_loose_ends(graph: Graph) -> None:
+    """Refuse tensors that are read or handed out but never made: libQnnIr would crash on them."""
+    made = {id(tensor) for tensor in graph.inputs}
+    faults = []
+    for op in graph.ops:
+        for tensor in op.inputs:
+            if tensor is not None and tensor.kind is not TensorKind.STATIC and id(tensor) not in made:
+                faults.append(Fault(f"it reads the tensor {tensor.name}, which nothing made before", f"op {op.name}"))
+        made.update(id(tensor) for tensor in op.outputs)
+    written = {id(tensor) for op in graph.ops for tensor in op.outputs}
+    faults += [Fault("no op makes this output", t.name) for t in graph.outputs if id(t) not in written]
+    if faults:
+        raise GraphError("the graph has loose ends", where=f"graph {graph.name}", faults=faults)
 
 
 def _refuse_encodings(graph: Graph, library: Library) -> None:
@@ -92,8 +108,11 @@ class _Writer:
         """The whole walk: handles, tensors and ops in order, finalize."""
         functions = self._library.load().functions
         backend, graph = self._open(functions)
-        for tensor in (*self._graph.inputs, *self._graph.outputs):
-            self._create(functions, graph, tensor)
+        # Inputs that no op reads are left out: libQnnIr 2.3.0 crashes on them. The stamp still names them.
+        used = {id(tensor) for op in self._graph.ops for tensor in op.inputs}
+        for tensor in self._graph.inputs:
+            if id(tensor) in used:
+                self._create(functions, graph, tensor)
         for op in self._graph.ops:
             self._add(functions, backend, graph, op)
         self._check(functions.graphFinalize(graph, None, None), "graphFinalize", f"graph {self._graph.name}")
