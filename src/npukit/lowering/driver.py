@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import onnx_ir as ir
 
 from npukit.errors import Fault, LoweringError, nearest
+from npukit.frontends.onnx.expand_functions import expand_functions, has_body
 from npukit.lowering.emitter import Emitter, Validator, channel_last
 from npukit.lowering.layout import clean
 from npukit.lowering.qdq import Collapsed, collapse
@@ -80,7 +81,7 @@ def lower(
     options: LowerOptions | None = None,
     validators: Mapping[str, Validator] | None = None,
 ) -> Lowered:
-    """Lower a normalized model for all `targets` at once.
+    """Lower a normalized model for all `targets` at once; the model is consumed (ops with bodies are expanded in it).
 
     `validators` maps a target's name to the op validation of its backend (`Backend.validate`); without one, that
     target's ops are not checked here.
@@ -88,15 +89,38 @@ def lower(
     Raises:
         LoweringError: with one fault for each node that no form can express.
     """
-    import npukit.lowering.ops  # noqa: F401 - registers the lowerings
+    expanded: set[tuple[str, str]] = set()
+    first: LoweringError | None = None
+    while True:
+        expand_functions(model, lambda domain, op, _: (domain, op) not in expanded and handles(domain, op))
+        try:
+            return _lower(model, targets, options or LowerOptions(), validators or {})
+        except _Failed as failed:
+            first = first or failed.error
+            more = {(n.domain, n.op_type) for n in failed.nodes if has_body(n)} - expanded
+            if not more:
+                raise first from None
+            expanded |= more  # an op whose lowering has no form here may still be lowered by its definition
 
-    options = options or LowerOptions()
+
+class _Failed(Exception):
+    """One attempt failed at `nodes`."""
+
+    def __init__(self, error: LoweringError, nodes: list[ir.Node]) -> None:
+        super().__init__(str(error))
+        self.error = error
+        self.nodes = nodes
+
+
+def _lower(
+    model: ir.Model, targets: Sequence[Target], options: LowerOptions, validators: Mapping[str, Validator]
+) -> Lowered:
     source = model.graph
     collapsed = collapse(source)
     emitter = Emitter(
         Graph(options.name),
         targets,
-        validators or {},
+        validators,
         float_dtype=_FLOAT_BITS[options.float_bitwidth],
         encodings=collapsed.encodings,
         quantized_constants=collapsed.constants,
@@ -110,7 +134,7 @@ def lower(
             except Unsupported as fault:
                 faults.append(Fault(fault.reason, f"input {value.name!r}", f"{fault.kind}"))
                 _poison(emitter, [value])
-    report = []
+    report, failed = [], []
     for node in source:
         if node in collapsed.gone:
             continue
@@ -118,13 +142,14 @@ def lower(
             report.append(_lower_node(emitter, node, collapsed))
         except Unsupported as fault:
             faults.append(_fault(node, fault))
+            failed.append(node)
             _poison(emitter, node.outputs)
     if not faults:
         faults = _outputs(emitter, source, options)
     if faults:
         names = ", ".join(target.name for target in targets)
         count = f"{len(faults)} node{'s' if len(faults) > 1 else ''}"
-        raise LoweringError(f"{count} cannot be lowered for {names}", faults=faults)
+        raise _Failed(LoweringError(f"{count} cannot be lowered for {names}", faults=faults), failed)
     graph = clean(emitter.graph, nhwc_io=options.io_layout == "nhwc", emitter=emitter)
     made = {id(t) for op in graph.ops for t in op.outputs}
     read = {id(t) for op in graph.ops for t in op.inputs if t is not None}
