@@ -296,14 +296,9 @@ class IrGraphConfig(Structure):
 
 
 class OperationName(Structure):
-    """QnnBackend_OperationName_t: a row of backendGetSupportedOperations."""
+    """QnnBackend_OperationName_t, 24 bytes: a row of backendGetSupportedOperations."""
 
-    _fields_ = [
-        ("version", c_uint32),
-        ("packageName", c_char_p),
-        ("name", c_char_p),
-        ("target", c_uint32),
-    ]
+    _fields_ = [("packageName", c_char_p), ("name", c_char_p), ("target", c_char_p)]
 
 
 class ExtendedEvent(Structure):
@@ -410,8 +405,7 @@ class SystemInterfaceHead(Structure):
     _fields_ = [("backendId", c_uint32), ("providerName", c_char_p), ("core", c_uint32 * 3)]
 
 
-CORE_SLOTS: Final = tuple(
-    """
+_CORE_WORDS = """
     propertyHasCapability backendCreate backendSetConfig backendGetApiVersion backendGetBuildId
     backendRegisterOpPackage backendGetSupportedOperations backendValidateOpConfig backendFree
     contextCreate contextSetConfig contextGetBinarySize contextGetBinary contextCreateFromBinary contextFree
@@ -429,15 +423,14 @@ CORE_SLOTS: Final = tuple(
     contextCreateFromBinaryWithCallback contextGetBinarySectionUpdate
     contextFreeBinarySectionUpdate contextAddToDlc graphValidate graphFreeValidationResult
     backendRegisterOpPackageFromBinary
-    """.split()
-)
+"""
+CORE_SLOTS: Final = tuple(_CORE_WORDS.split())
 """The slots of QnnInterface_t in order; the table is append-only."""
 
 CORE_SLOT_COUNTS: Final = {18: 62, 27: 68, 30: 69, 32: 71, 36: 72, 39: 75, 40: 75}
 """Slots of the table by minor version of core API 2.x, where a header or a library was measured."""
 
-SYSTEM_SLOTS: Final = tuple(
-    """
+_SYSTEM_WORDS = """
     systemContextCreate systemContextGetBinaryInfo systemContextGetMetaData systemContextFree
     systemTensorGetMemoryFootprint systemLogCreate systemLogSetLogLevel systemLogFree
     systemDlcCreateFromFile systemDlcCreateFromBinary systemDlcComposeGraphs systemDlcGetOpMappings systemDlcFree
@@ -446,8 +439,8 @@ SYSTEM_SLOTS: Final = tuple(
     systemDlcReadRecordDataMemoryMapped systemDlcFreeRecord systemDlcSave
     systemDlcCreateFromFileWithDestinationDir systemDlcCreateFromBinaryWithDestinationDir systemDlcGetBinarySize
     systemDlcGetBinary
-    """.split()
-)
+"""
+SYSTEM_SLOTS: Final = tuple(_SYSTEM_WORDS.split())
 """The slots of QnnSystemInterface_t that we name, in order (later ones exist, we need none of them)."""
 
 SYSTEM_SLOT_COUNTS: Final = {7: 16, 11: 26}

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable, Sequence
-from ctypes import POINTER, byref, c_float, c_int32, c_uint32, cast
+from ctypes import POINTER, byref, c_float, c_int32, c_uint32
+from typing import Any, cast
 
 import numpy as np
 
@@ -34,11 +35,15 @@ def encoding_to_c(encoding: Encoding | None, keep: list[object]) -> d.QuantizePa
     return out
 
 
+def _pair_view(array: ctypes.Array[d.ScaleOffset]) -> Any:
+    return np.frombuffer(cast(Any, array), dtype=[("scale", np.float32), ("offset", np.int32)])
+
+
 def _pairs(encoding: Encoding, keep: list[object]) -> ctypes.Array[d.ScaleOffset]:
     if len(encoding.offsets) != len(encoding.scales):
         raise GraphError(f"an encoding has {len(encoding.scales)} scales but {len(encoding.offsets)} offsets")
     array = (d.ScaleOffset * len(encoding.scales))()
-    view = np.frombuffer(array, dtype=[("scale", np.float32), ("offset", np.int32)])
+    view = _pair_view(array)
     view["scale"] = encoding.scales
     view["offset"] = encoding.offsets
     keep.append(array)
@@ -130,8 +135,8 @@ def tensor_to_c(tensor: Tensor, keep: list[object], *, data: bool = True, into: 
     out.rank = tensor.rank
     out.dimensions = dimensions
     out.sparseType = d.UNDEFINED  # 0 would mean a sparse layout, which libQnnIr believes
-    if data and tensor.data is not None:
-        _point_at(out, tensor.name, tensor.dtype, tensor.shape, tensor.data, keep)
+    if data:
+        point_at_data(tensor, out, keep)
     return out
 
 
@@ -157,13 +162,17 @@ def dense(array: Array, dtype: DType) -> Array:
     return np.ascontiguousarray(array)
 
 
-def _point_at(out: d.Tensor, name: str, dtype: DType, shape: tuple[int, ...], data: Array, keep: list[object]) -> None:
+def point_at_data(tensor: Tensor, out: d.Tensor, keep: list[object]) -> None:
+    """Points `out` at the tensor's data, if it has any. GraphError when that does not fit dtype and shape."""
+    if tensor.data is None:
+        return
     try:
-        values = dense(data, dtype)
+        values = dense(tensor.data, tensor.dtype)
     except GraphError as error:
-        raise GraphError(error.what, where=f"tensor {name}") from None
-    if values.size != int(np.prod(shape, dtype=np.int64)):
-        raise GraphError(f"the data has shape {list(data.shape)}, the tensor {list(shape)}", where=f"tensor {name}")
+        raise GraphError(error.what, where=f"tensor {tensor.name}") from None
+    if values.nbytes != tensor.nbytes:
+        what = f"the data has shape {list(tensor.data.shape)}, the tensor {list(tensor.shape)}"
+        raise GraphError(what, where=f"tensor {tensor.name}")
     keep.append(values)
     out.data = values.ctypes.data
     out.dataSize = values.nbytes
@@ -191,11 +200,22 @@ _SCALAR_FIELDS = {
 }
 
 
+def all_params(op: Op) -> dict[str, Param]:
+    """The op's params, a MatMul's with both transposes: without them a per-axis weight crashes HTP's validation."""
+    if op.type != "MatMul":
+        return op.params
+    return {"transpose_in0": _FALSE, "transpose_in1": _FALSE, **op.params}
+
+
+_FALSE = Param(DType.BOOL_8, False)
+
+
 def params_to_c(op: Op, keep: list[object]) -> ctypes.Array[d.Param]:
     """The params of an op, in its order. The tensor of an array param still has id 0 (create it in the graph)."""
-    array = (d.Param * len(op.params))()
+    params = all_params(op)
+    array = (d.Param * len(params))()
     keep.append(array)
-    for out, (name, param) in zip(array, op.params.items(), strict=True):
+    for out, (name, param) in zip(array, params.items(), strict=True):
         encoded = name.encode()
         keep.append(encoded)
         out.name = encoded
@@ -269,8 +289,8 @@ def encoding_from_c(params: d.QuantizeParams, shape: tuple[int, ...]) -> Encodin
 def _read_pairs(pointer: ctypes._Pointer[d.ScaleOffset], count: int) -> tuple[tuple[float, ...], tuple[int, ...]]:
     if not count:
         return (), ()
-    array = cast(pointer, POINTER(d.ScaleOffset * count)).contents
-    view = np.frombuffer(array, dtype=[("scale", np.float32), ("offset", np.int32)])
+    array = ctypes.cast(pointer, POINTER(d.ScaleOffset * count)).contents
+    view = _pair_view(array)
     return tuple(view["scale"].tolist()), tuple(view["offset"].tolist())
 
 
@@ -313,7 +333,7 @@ def _read_blockwise(params: d.QuantizeParams, shape: tuple[int, ...]) -> Encodin
     channels = shape[axis]
     scales, offsets = _read_pairs(value.scaleOffsets, channels)
     kind = ctypes.c_uint16 if value.blockScaleStorageType else ctypes.c_uint8
-    blocks = cast(value.blocksScale, POINTER(kind))[: channels * value.numBlocksPerAxis]
+    blocks = ctypes.cast(value.blocksScale, POINTER(kind))[: channels * value.numBlocksPerAxis]
     return Encoding(
         scales,
         offsets,
@@ -391,13 +411,17 @@ def param_from_c(source: d.Param, *, copy: bool = True) -> tuple[str, Param]:
         if tensor.data is None:
             raise GraphError("the tensor of a parameter has no data", where=f"param {name}")
         return name, Param(tensor.dtype, tensor.data)
-    scalar = source.value.scalar
+    dtype, value = scalar_from_c(source.value.scalar, f"param {name}")
+    return name, Param(dtype, value)
+
+
+def scalar_from_c(scalar: d.Scalar, where: str) -> tuple[DType, int | float | bool]:
+    """Data type and value of a scalar. GraphError, naming `where`, for a type that we do not know."""
     try:
         dtype = DType(scalar.dataType)
-        value = getattr(scalar.value, _SCALAR_FIELDS[dtype])
+        return dtype, getattr(scalar.value, _SCALAR_FIELDS[dtype])
     except (ValueError, KeyError):
-        raise GraphError(f"unknown scalar data type {scalar.dataType:#x}", where=f"param {name}") from None
-    return name, Param(dtype, value)
+        raise GraphError(f"unknown scalar data type {scalar.dataType:#x}", where=where) from None
 
 
 def op_from_c(source: d.OpConfig, tensor: Callable[[d.Tensor], Tensor | None], *, copy: bool = True) -> Op:

@@ -1,0 +1,143 @@
+# SPDX-FileCopyrightText: npukit contributors
+# SPDX-License-Identifier: Apache-2.0
+"""What every native call shares: the lock, the vendor's log lines, errors, and the library's stdout."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import logging
+import os
+import re
+import sys
+import tempfile
+import threading
+from collections import deque
+from collections.abc import Iterator
+from typing import Any
+
+from npukit.errors import NativeError
+from npukit.qnn.api import declarations as d
+from npukit.qnn.api.libraries import Functions
+
+log = logging.getLogger(__name__)
+native_log = logging.getLogger("npukit.native")
+
+LOCK = threading.RLock()
+"""Held for every native call of the process: two graphs executed at once swap their outputs, with rc 0."""
+
+_LEVELS = {
+    d.LOG_ERROR: "error",
+    d.LOG_WARN: "warning",
+    d.LOG_INFO: "info",
+    d.LOG_VERBOSE: "verbose",
+    d.LOG_DEBUG: "debug",
+}
+_TAG = re.compile(r"^\s*(\[QNN_\w+\]\s*)?(<[EWIVD]>\s*)?")
+# Logged at error level by calls that succeed.
+_NOISE = re.compile(r"unexpected GraphHtpSettings option")
+
+
+class NativeLog:
+    """A log handle's callback: lines go to "npukit.native" at DEBUG level, the last error lines are kept."""
+
+    def __init__(self) -> None:
+        self._errors: deque[str] = deque(maxlen=40)
+        self.callback = d.LogCallback(self._receive)
+        self.level = d.LOG_INFO if native_log.isEnabledFor(logging.DEBUG) else d.LOG_ERROR
+
+    def _receive(self, template: int, level: int, _time: int, arguments: int) -> None:
+        # Called from any of the library's threads; nothing may be raised through C.
+        with contextlib.suppress(Exception):
+            text = _TAG.sub("", d.format_log(template, arguments)).strip()
+            if level == d.LOG_ERROR and not _NOISE.search(text):
+                self._errors.append(text)
+            native_log.debug("%s: %s", _LEVELS.get(level, level), text)
+
+    def clear(self) -> None:
+        """Forgets the kept error lines; called before a native call."""
+        self._errors.clear()
+
+    def errors(self) -> str:
+        """The distinct error lines since `clear`, joined by "; "."""
+        return "; ".join(dict.fromkeys(self._errors))
+
+
+def describe(functions: Functions, code: int) -> str:
+    """Code, symbol and meaning of an error: "6004 QNN_GRAPH_ERROR_INVALID_TENSOR: Invalid or NULL QNN tensor"."""
+    code &= d.ERROR_MASK
+    message = ctypes.c_char_p()
+    if functions.has("errorGetMessage") and functions.errorGetMessage(code, ctypes.byref(message)) == d.SUCCESS:
+        text = (message.value or b"").decode("utf-8", "replace").strip().rstrip(".")
+        if text.startswith("QNN_"):
+            return f"{code} {text}"
+    return f"{code} {d.error_symbol(code)}"
+
+
+def failure(functions: Functions, code: int, call: str, where: str, vendor: str = "", hint: str = "") -> NativeError:
+    """The NativeError of a failed call; `vendor` is what the library logged about it."""
+    text = f"{call} failed: {describe(functions, code)}"
+    return NativeError(f"{text}: {vendor}" if vendor else text, where=where, hint=hint)
+
+
+# ---------------------------------------------------------------------------------- fds 1 and 2
+
+_quiet = threading.RLock()
+_depth = 0
+
+
+@contextlib.contextmanager
+def quiet_fds() -> Iterator[None]:
+    """Keeps what native code prints to fds 1 and 2 off the process's own output; its lines become DEBUG records.
+
+    For in-process use (a worker's fds are pipes already). The diversion is process-wide, so other threads' prints in
+    the meantime are caught too. Nested uses are no-ops; a process without valid fds is left alone.
+    """
+    global _depth
+    with _quiet:
+        _depth += 1
+        try:
+            saved = _divert() if _depth == 1 else None
+            if saved is None:
+                yield
+                return
+            sink, copies = saved
+            try:
+                yield
+            finally:
+                _restore(sink, copies)
+        finally:
+            _depth -= 1
+
+
+def _divert() -> tuple[Any, list[int]] | None:
+    _flush()
+    try:
+        copies = [os.dup(1), os.dup(2)]
+    except OSError:
+        return None
+    sink = tempfile.TemporaryFile()  # noqa: SIM115 (closed in _restore)
+    for fd in (1, 2):
+        os.dup2(sink.fileno(), fd)
+    return sink, copies
+
+
+def _restore(sink: Any, copies: list[int]) -> None:
+    _flush()
+    for fd, copy in zip((1, 2), copies, strict=True):
+        os.dup2(copy, fd)
+        os.close(copy)
+    with sink:
+        if native_log.isEnabledFor(logging.DEBUG):
+            sink.seek(0)
+            for line in sink.read(1 << 20).decode("utf-8", "replace").splitlines():
+                if line.strip():
+                    native_log.debug("%s", line.rstrip())
+
+
+def _flush() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(Exception):
+            stream.flush()
+    with contextlib.suppress(Exception):
+        (ctypes.cdll.msvcrt if sys.platform == "win32" else ctypes.CDLL(None)).fflush(None)
