@@ -183,7 +183,7 @@ class _Qnn:
         return self._execute
 
     def __exit__(self, *_: object) -> None:
-        self._context.free()
+        self._context.close()
 
     def _execute(self, inputs: dict[str, Any]) -> list[np.ndarray[Any, Any]]:
         native = [to_native(_source(inputs, tensor), tensor) for tensor in self._graph.inputs]
