@@ -63,6 +63,14 @@ QUIRKS: dict[str, Quirk] = {
             _HTP,
             _RUN,
         ),
+        Quirk("integer_mod_through_float", "ElementWiseMod of INT_32 is exact to 2^24 only", _CPU, _RUN),
+        Quirk("fmod_has_divisors_sign", "ElementWiseFmod gives 1 for (-3, 2), where C's fmod gives -1", _CPU, _RUN),
+        Quirk("softplus_is_coarse", "SOFTPLUS of floats is off by up to 0.012", _HTP, _RUN),
+        Quirk("asin_beyond_one_fails", "graphExecute fails (6000) where an element of Asin is beyond 1", _CPU, _RUN),
+        Quirk("cast_to_bool_takes_a_byte", "Cast to BOOL_8 gives the lowest bits, not x != 0", _HTP, _RUN),
+        Quirk("is_inf_fails", "IsInf validates, but finalize fails (1002)", _HTP, _RUN),
+        Quirk("infinity_is_nan", "beyond 65504 a FLOAT_32 is taken for NaN by IsNan and comparisons", _HTP, _RUN),
+        Quirk("integers_saturate", "INT_32 Add, Subtract and Multiply saturate instead of wrapping", _HTP, _RUN),
         Quirk("mixed_float_widths_refused", "FLOAT_16 and FLOAT_32 may not meet in one op without Cast", _HTP, _RUN),
     )
 }

@@ -246,13 +246,14 @@ def softplus(e: Emitter, node: ir.Node) -> None:
     x: T[*D] -> y: T[*D]
     T: float, or quantized; any order
     """
-    elementwise(
-        e,
-        node,
-        Native("ElementWiseSoftplus", {"beta": 1.0, "threshold": -1.0}),
-        _neuron("SOFTPLUS", beta=1.0, threshold=-1.0),
-        lambda e, x: softplus_tensor(e, x[0]),
-    )
+    # a threshold of -1, which should switch it off, returns x above -1 on CPU; from 20 on it is x in float32 anyway
+    native: list[Form] = [
+        Native("ElementWiseSoftplus", {"beta": 1.0, "threshold": 20.0}),
+        _neuron("SOFTPLUS", beta=1.0, threshold=20.0),
+    ]
+    if "softplus_is_coarse" in e.quirks and not e.quantized:
+        native = []
+    elementwise(e, node, *native, lambda e, x: softplus_tensor(e, x[0]))
 
 
 @lowers("Softsign")

@@ -128,14 +128,17 @@ def mod(e: Emitter, node: ir.Node) -> None:
     c_like = bool(node.attributes.get_int("fmod", 0))
     if e.is_float(node.inputs[0]):
         if c_like:
-            elementwise(e, node, Native("ElementWiseFmod"), lambda e, x: _left(e, x, truncated(e, e.div(*x))))
+            # not ElementWiseFmod: on CPU its result has the divisor's sign, HTP does not have it
+            elementwise(e, node, lambda e, x: _left(e, x, truncated(e, e.div(*x))))
         else:
             elementwise(e, node, lambda e, x: _left(e, x, e.unary("ElementWiseFloor", e.div(*x))))
     elif c_like:
         elementwise(e, node, lambda e, x: remainder(e, *x))
     else:
         # a and b may differ in sign: the remainder toward zero is shifted by b, and reduced once more.
-        elementwise(e, node, lambda e, x: remainder(e, e.add(remainder(e, *x), x[1]), x[1]))
+        shifted: Form = lambda e, x: remainder(e, e.add(remainder(e, *x), x[1]), x[1])  # noqa: E731
+        exact = "integer_mod_through_float" not in e.quirks
+        elementwise(e, node, *([Native("ElementWiseMod")] if exact else []), shifted)
 
 
 def _left(e: Emitter, x: list[Tensor], whole: Tensor) -> Tensor:

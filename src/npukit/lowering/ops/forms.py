@@ -2,9 +2,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """What elementwise lowerings share: forms over aligned operands, merged axes, integer arithmetic.
 
-HTP computes INT_32 only in Add, Subtract, Multiply, Divide, Abs, Maximum and comparisons of them by sign; the
-integer helpers below stay within that, so that they are exact over the whole of int32 where a detour through
-float would be exact to 2^24 (CPU) or 2048 (HTP, which computes float32 as float16).
+Both backends compute INT_32 in Add, Subtract, Multiply, Divide (toward zero), Abs, Maximum, Minimum, Select and
+comparisons; the integer helpers below stay within that, so that they are exact where a detour through float would
+be exact to 2^24 (CPU) or 2048 (HTP, which computes float32 as float16). Overflow wraps around on CPU and
+saturates on HTP.
 """
 
 from __future__ import annotations
@@ -158,19 +159,16 @@ def remainder(e: Emitter, a: Tensor, b: Tensor | float) -> Tensor:
 
 
 def to_bool(e: Emitter, x: Tensor) -> Tensor:
-    """X != 0 as BOOL_8."""
+    """X != 0 as BOOL_8. A Cast would not do: on HTP it takes the lowest byte."""
     if x.dtype is DType.BOOL_8:
         return x
 
     def by_float() -> Tensor:
         return e.cast(e.cast(x, e.float_dtype), DType.BOOL_8)
 
-    def by_cast() -> Tensor:
-        return e.emit("Cast", [x], [e.temp(x.shape, DType.BOOL_8)])
-
     if x.dtype.is_float:
         return e.cast(x, DType.BOOL_8)
-    return e.forms(lambda: e.cast(x, DType.BOOL_8), by_cast, by_float)
+    return e.forms(lambda: e.cast(x, DType.BOOL_8), by_float)
 
 
 def from_bool(e: Emitter, x: Tensor, dtype: DType) -> Tensor:

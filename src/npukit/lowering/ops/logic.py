@@ -15,6 +15,7 @@ from npukit.qnn.graph import DType, Tensor
 
 from .elementwise import integer_power
 from .forms import (
+    Compute,
     Form,
     Native,
     bits_of,
@@ -56,7 +57,7 @@ def width(dtype: ir.DataType) -> tuple[int, bool]:
     return _WIDTHS[dtype]
 
 
-def _compared(op: str) -> Form:
+def _compared(op: str) -> Compute:
     """A comparison of tensors of one dtype as a form with a BOOL_8 result."""
     return lambda e, x: e.compare(op, x[0], x[1])
 
@@ -88,7 +89,7 @@ def comparison(e: Emitter, node: ir.Node) -> None:
     native = Native(COMPARISONS[node.op_type])
     dtype = e.held_dtype(e.source_dtype(node.inputs[0]))
     if dtype is DType.BOOL_8:
-        elementwise(e, node, native, _not_xor, lambda e, x: in_float(_compared(native.op))(e, x))
+        elementwise(e, node, _not_xor, in_float(_compared(native.op)))
     elif dtype is DType.INT_32:
         elementwise(e, node, native, _integer_comparison(node.op_type), in_float(_compared(native.op)))
     else:
@@ -111,7 +112,7 @@ def _not_xor(e: Emitter, x: list[Tensor]) -> Tensor:
 
 _LOGIC_IN_FLOAT: dict[str, Form] = {  # on zeros and ones
     "And": lambda e, x: e.mul(*x),
-    "Or": lambda e, x: e.binary("ElementWiseMaximum", *x),
+    "Or": lambda e, x: e.binary("ElementWiseMaximum", x[0], x[1]),
     "Xor": lambda e, x: e.unary("ElementWiseAbs", e.sub(*x)),
 }
 
@@ -336,11 +337,10 @@ def trilu(e: Emitter, node: ir.Node) -> None:
         if x.dtype is DType.BOOL_8:
             return compute(e, Native(LOGIC["And"]), [x, e.static(np.broadcast_to(mask, x.shape).copy(), DType.BOOL_8)])
         zero = e.like(0, x)
-        by_product = lambda: e.mul(x, e.static(mask.astype(x.dtype.numpy), x.dtype))  # noqa: E731
-        if x.dtype.is_float:  # a product would keep infinities
-            condition = e.static(np.broadcast_to(mask, x.shape).copy(), DType.BOOL_8)
-            return e.forms(lambda: e.select(condition, x, zero), by_product)
-        return by_product()
+        if not x.dtype.is_float:
+            return e.mul(x, e.static(mask.astype(x.dtype.numpy), x.dtype))
+        # not a product, which would turn infinities into NaN
+        return e.select(e.static(np.broadcast_to(mask, x.shape).copy(), DType.BOOL_8), x, zero)
 
     def merged() -> None:
         rows = int(np.prod(x.shape[:-2]))
