@@ -2,10 +2,32 @@
 # SPDX-License-Identifier: Apache-2.0
 """QNN graphs to ONNX: every graph runs on ONNX Runtime with every tensor observable, and opens in a viewer."""
 
-from npukit.raising import elementwise, matrix, movement, norm, quantization, reduce, spatial
+from npukit.raising import (
+    detection,
+    elementwise,
+    matrix,
+    movement,
+    norm,
+    quantization,
+    recurrent,
+    reduce,
+    sampling,
+    spatial,
+)
 from npukit.raising.graph import newest_opset, raise_graph, unraised
 from npukit.raising.registry import RAISERS, raises
 
 __all__ = ["RAISERS", "newest_opset", "raise_graph", "raises", "unraised"]
 
-_FAMILIES = (elementwise, matrix, movement, norm, quantization, reduce, spatial)  # importing one registers its ops
+_FAMILIES = (
+    detection,
+    elementwise,
+    matrix,
+    movement,
+    norm,
+    quantization,
+    recurrent,
+    reduce,
+    sampling,
+    spatial,
+)  # importing one registers its ops

@@ -57,6 +57,17 @@ class Build:
         self._constants: dict[tuple[str, tuple[int, ...], bytes], ir.Value] = {}
         self.permuted: dict[tuple[int, tuple[int, ...]], ir.Value] = {}
 
+    def cut(self, count: int) -> None:
+        """Take back the nodes behind the first `count`, and the values they gave to tensors."""
+        gone = {id(value) for node in self.nodes[count:] for value in node.outputs}
+        for node in reversed(self.nodes[count:]):
+            for index in range(len(node.inputs)):
+                node.replace_input_with(index, None)
+        del self.nodes[count:]
+        for table in (self.codes, self.real, self.permuted):
+            for key in [key for key, value in table.items() if id(value) in gone]:
+                del table[key]  # type: ignore[arg-type]
+
     def unique(self, name: str) -> str:
         """`name`, or `name` with a number where it is taken."""
         found, count = name, 1

@@ -13,7 +13,7 @@ import onnx_ir as ir
 from npukit.errors import GraphError, UsageError
 from npukit.qnn.graph import DType, Graph, Op, Tensor, TensorKind
 from npukit.raising.emit import Attribute, Build, Emit, ir_type
-from npukit.raising.registry import RAISERS, Raised
+from npukit.raising.registry import RAISERS, Raised, Unraisable
 
 QTI_DOMAIN = "qti.aisw"
 _OLDEST_OPSET = 21  # 16-bit QuantizeLinear and DequantizeLinear
@@ -52,8 +52,8 @@ def newest_opset() -> int:
 
 
 def unraised(graph: Graph) -> list[Op]:
-    """Ops of `graph` that have no ONNX expression here: they become nodes of domain `qti.aisw`."""
-    return [op for op in graph.ops if op.package != QTI_DOMAIN or op.type not in RAISERS]
+    """Ops of `graph` that have no ONNX expression: `raise_graph` makes nodes of domain `qti.aisw` of them."""
+    return _raised(graph, "float", _OLDEST_OPSET)[1]
 
 
 def raise_graph(graph: Graph, *, quantized: Quantized = "qdq", opset: int | None = None) -> ir.Model:
@@ -73,18 +73,21 @@ def raise_graph(graph: Graph, *, quantized: Quantized = "qdq", opset: int | None
     version = newest_opset() if opset is None else opset
     if version < _OLDEST_OPSET:
         raise UsageError(f"opset {version} is too old", hint=f"{_OLDEST_OPSET} is the oldest")
+    return _raised(graph, quantized, version)[0]
+
+
+def _raised(graph: Graph, quantized: Quantized, version: int) -> tuple[ir.Model, list[Op]]:
+    """The model, and the ops that are kept as they are."""
     build = Build({tensor.name for tensor in graph.tensors()}, quantized, version)
     inputs = [_input(build, tensor) for tensor in graph.inputs]
-    for op in graph.ops:
-        _raise_op(build, op)
+    kept = [op for op in graph.ops if not _raise_op(build, op)]
     outputs = [_output(build, tensor) for tensor in graph.outputs]
     imports = {"": version}
-    if any(node.domain == QTI_DOMAIN for node in build.nodes):
-        imports[QTI_DOMAIN] = 1
+    imports.update({op.package: 1 for op in kept})
     raised = ir.Graph(
         inputs, outputs, nodes=build.nodes, initializers=_used(build), opset_imports=imports, name=graph.name or "graph"
     )
-    return ir.Model(raised, ir_version=_IR_VERSION, producer_name="npukit")
+    return ir.Model(raised, ir_version=_IR_VERSION, producer_name="npukit"), kept
 
 
 def _used(build: Build) -> list[ir.Value]:
@@ -106,13 +109,19 @@ def _output(build: Build, tensor: Tensor) -> ir.Value:
     return value
 
 
-def _raise_op(build: Build, op: Op) -> None:
+def _raise_op(build: Build, op: Op) -> bool:
+    """Append one op's nodes; False where it is kept as a node of its own."""
     emit = Emit(build, op)
     function = RAISERS.get(op.type) if op.package == QTI_DOMAIN else None
-    if function is None:
-        _keep(emit)
-    else:
+    try:
+        if function is None:
+            raise Unraisable(op.type)
         _settle(emit, function(emit))
+    except Unraisable:
+        build.cut(emit.first)
+        _keep(emit)
+        return False
+    return True
 
 
 def _settle(emit: Emit, raised: Raised) -> None:
@@ -162,7 +171,7 @@ def _keep(emit: Emit) -> None:
             attrs[name] = int(plain) if isinstance(plain, bool) else plain
         else:
             attrs[name] = [v.item() if isinstance(v, np.generic) else v for v in flat]
-    node = build.node(op.type, inputs, len(op.outputs), attrs, QTI_DOMAIN)
+    node = build.node(op.type, inputs, len(op.outputs), attrs, op.package)
     for value, tensor in zip(node.outputs, op.outputs, strict=True):
         value.name, value.shape = tensor.name, ir.Shape(tensor.shape)
         floating = tensor.dtype.is_quantized and not build.qdq

@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from npukit.raising.emit import Emit
-from npukit.raising.registry import raises
+from npukit.raising.registry import Unraisable, raises
 
 
 @raises("Softmax", "LogSoftmax")
@@ -136,7 +136,7 @@ def _lrn(e: Emit) -> ir.Value:
 def _masked_softmax(e: Emit) -> ir.Value:
     """Softmax of x + mask over the last axis (UNCOMPRESSED): mask [batch, channel] is added to every row."""
     if e.choice("mode", "UNCOMPRESSED") != "UNCOMPRESSED":
-        raise e.error("MaskedSoftmax in mode COMPRESSED has no ONNX expression")
+        raise Unraisable("MaskedSoftmax in mode COMPRESSED")
     batch, width = e.shape(1)
     mask = e.reshape(e.real(1), [batch, 1, 1, width])
     return e.call("Softmax", e.call("Add", e.real(0), mask), axis=3)

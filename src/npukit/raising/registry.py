@@ -15,6 +15,11 @@ if TYPE_CHECKING:
 Raised = ir.Value | Sequence[ir.Value | None]
 RaiseFunction = Callable[["Emit"], Raised]
 
+
+class Unraisable(Exception):
+    """This op has no ONNX expression with these params: it becomes a node of domain `qti.aisw`."""
+
+
 RAISERS: dict[str, RaiseFunction] = {}
 
 
