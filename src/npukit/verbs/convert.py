@@ -1,0 +1,436 @@
+# SPDX-FileCopyrightText: npukit contributors
+# SPDX-License-Identifier: Apache-2.0
+"""`npukit convert`: a model becomes a DLC, which is verified against its source before it is handed over."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import npukit
+from npukit import files, log
+from npukit.analysis import text
+from npukit.analysis.samples import DEFAULT_SEED
+from npukit.analysis.verify import Verification
+from npukit.artifacts.stamp import IoTensor, Stamp
+from npukit.errors import UsageError
+from npukit.verbs import options as o
+from npukit.verbs.isolate import isolated
+from npukit.verbs.options import arg, opt, verb
+
+if TYPE_CHECKING:
+    from npukit.lowering import Lowered
+    from npukit.qnn.graph import Op, Tensor
+    from npukit.targets import Target
+
+_DATA = {".npy", ".npz", ".raw", ".bin", ".png", ".jpg", ".jpeg"}
+_ROLES = {"qnn-cpu": "cpu", "qnn-htp": "htp"}
+# The HTP emulator needs 3 to 18 s for a GFLOP of float16: above this, QNN CPU is asked instead, and named.
+_EMULATOR_GFLOP = 3
+
+
+def input_specs(texts: Sequence[str]) -> tuple[tuple[str, Any], ...]:
+    """What `--input` may be: `x=FILE` (data), `x=1,3,8,8` (cut at x, with this shape), `x` (cut at x)."""
+    found: list[tuple[str, Any]] = []
+    for item in texts:
+        name, equals, value = item.rpartition("=")
+        if not equals:
+            data = Path(item).suffix.lower() in _DATA
+            found.append(("", Path(item)) if data else (item, None))
+        elif re.fullmatch(r"[\d,x\[\]() ]+", value) and not Path(value).exists():
+            found.append((name, o.shapes([item])[name]))
+        else:
+            found.append((name, Path(value)))
+    return tuple(found)
+
+
+def limit(item: str) -> tuple[int, float]:
+    """`2GB,200`: bytes of weights and GFLOP above which the verification is left out."""
+    size, _, gflop = item.partition(",")
+    try:
+        return o.size(size), float(gflop or 200)
+    except ValueError:
+        raise UsageError(f"{item!r} is not a limit", hint="write 2GB,200 (weights, GFLOP)") from None
+
+
+@dataclass(frozen=True)
+class ConvertOptions:
+    """Convert a model to a DLC and verify it against its source.
+
+    Verification inputs are those given with --input NAME=FILE, else test_data_set_* beside the model, else generated.
+    """
+
+    model: Path = arg("the model (.onnx)")
+    output: Path | None = opt(None, "The DLC to write [MODEL.dlc].", "-o", "--out", parse=Path, metavar="FILE")
+    target: tuple[str, ...] = opt(
+        (), "Chip or backend to convert for; repeatable [portable].", many=True, parse=o.strings, metavar="NAME"
+    )
+    input_shapes: dict[str, tuple[int, ...]] = opt(
+        {}, "Shape of an input.", "--input-shape", many=True, parse=o.shapes, metavar="NAME=1,3,224,224"
+    )
+    symbols: dict[str, int] = opt(
+        {}, "Value of a symbolic dimension.", "--symbol", many=True, parse=o.symbols, metavar="NAME=224"
+    )
+    batch: int | None = opt(None, "Value of the first dimension where it is open.")
+    inputs: tuple[tuple[str, Any], ...] = opt(
+        (), "Data to verify with, or a tensor to begin at.", "--input", many=True, parse=input_specs,
+        metavar="NAME[=FILE|SHAPE]",
+    )  # fmt: skip
+    outputs: tuple[str, ...] = opt((), "A tensor to end at.", "--output", many=True, parse=o.strings, metavar="NAME")
+    float_bitwidth: int = opt(32, "Width that float values are held in.", choices=("16", "32"))
+    io_layout: str = opt("source", "Layout of inputs and outputs.", choices=("source", "nhwc"))
+    dry_run: bool = opt(False, "Only check that the model can be converted.", "--dry-run", hidden=True)
+    verify: bool = opt(True, "Compare the result with the source.", "--verify/--no-verify", hidden=True)
+    verify_backend: str | None = opt(
+        None, "Backend to verify on [by target].", choices=("qnn-cpu", "qnn-htp", "ort"), hidden=True
+    )
+    verify_limit: tuple[int, float] = opt(
+        (2_000_000_000, 200.0), "Weights and GFLOP above which it is left out [2GB,200].", parse=limit,
+        metavar="SIZE,GFLOP", hidden=True,
+    )  # fmt: skip
+    random: int = opt(2, "How many samples to generate.", hidden=True)
+    seed: int = opt(DEFAULT_SEED, "Seed of generated samples.", hidden=True)
+    input_ranges: dict[str, tuple[float, float]] = opt(
+        {}, "Range of a generated input.", "--input-range", many=True, parse=o.ranges, metavar="NAME=LO:HI",
+        hidden=True,
+    )  # fmt: skip
+    min_sqnr: float | None = opt(None, "Least SQNR in dB [by precision].", hidden=True)
+    max_error: float | None = opt(None, "Largest error as a share of the range [by precision].", hidden=True)
+    min_cosine: float | None = opt(None, "Least cosine similarity [not judged].", hidden=True)
+    report: Path | None = opt(None, "Write the HTML report here.", parse=Path, metavar="FILE", hidden=True)
+    timeout: float | None = opt(None, "Seconds that converting or verifying may take.", hidden=True)
+    in_process: bool = opt(False, "Run native code in this process.", "--in-process", hidden=True)
+
+
+@dataclass(frozen=True)
+class Converted:
+    """What the conversion itself came to.
+
+    Attributes:
+        stamp: as in the file, before the verification.
+        ops: how many QNN ops of each type.
+        source_ops: how many source nodes were lowered.
+        weight_bytes: size of the constants.
+        gflop: cost of a run.
+        notes: what was done that one may want to know.
+        cut: what the options cut off.
+        constants: source outputs that are constants and hence not in the artifact.
+        unused: source inputs on which nothing depends, and which the artifact does not take.
+        precision: row of the table of limits.
+    """
+
+    stamp: Stamp
+    ops: dict[str, int]
+    source_ops: int
+    weight_bytes: int
+    gflop: float
+    notes: tuple[str, ...] = ()
+    cut: tuple[str, ...] = ()
+    constants: tuple[str, ...] = ()
+    unused: tuple[str, ...] = ()
+    precision: str = "float32"
+
+
+@dataclass(frozen=True)
+class ConvertResult:
+    """The outcome of a conversion.
+
+    Attributes:
+        path: the artifact; OUT.rejected when the verification failed; None for a dry run.
+        converted: what the conversion came to.
+        verification: the verification, None where it was left out.
+        skipped: why it was left out.
+    """
+
+    path: Path | None
+    converted: Converted
+    verification: Verification | None = None
+    skipped: str = ""
+    size: int = 0
+    targets: tuple[str, ...] = field(default=())
+
+    @property
+    def exit_code(self) -> int:
+        return 0 if self.verification is None else self.verification.exit_code
+
+    def to_json(self) -> dict[str, Any]:
+        """As one JSON-ready object."""
+        c = self.converted
+        return {
+            "output": None if self.path is None else str(self.path),
+            "bytes": self.size,
+            "targets": list(self.targets),
+            "precision": c.precision,
+            "source_ops": c.source_ops,
+            "ops": c.ops,
+            "weight_bytes": c.weight_bytes,
+            "gflop": c.gflop,
+            "cut": list(c.cut),
+            "constant_outputs": list(c.constants),
+            "unused_inputs": list(c.unused),
+            "notes": list(c.notes),
+            "stamp": c.stamp.to_dict(),
+            "verified": c.stamp.verified,
+            "verification": None if self.verification is None else self.verification.to_json(),
+            "skipped": self.skipped,
+        }
+
+    def to_text(self) -> str:
+        c = self.converted
+        what = "checked, nothing written" if self.path is None else f"{self.path} ({text.size(self.size)})"
+        lines = [
+            f"{what}: {c.source_ops} nodes -> {sum(c.ops.values())} QNN ops, {text.size(c.weight_bytes)} of weights, "
+            f"{c.gflop:.3g} GFLOP, for {', '.join(self.targets)}"
+        ]
+        lines += [f"cut off: {', '.join(c.cut)}"] if c.cut else []
+        lines += [f"nothing depends on the input {name}" for name in c.unused]
+        lines += [f"not in the artifact, because it is a constant: {name}" for name in c.constants]
+        lines += [f"note: {note}" for note in c.notes]
+        lines += [self.verification.to_text()] if self.verification is not None else []
+        lines += [f"not verified: {self.skipped}"] if self.skipped else []
+        return "\n".join(lines)
+
+
+@verb(ConvertOptions)
+def convert(options: ConvertOptions) -> ConvertResult:
+    """Convert `model` to a DLC at `output` and verify it.
+
+    The file appears under its name only when it passed; one that failed stands as `output`.rejected and the result's
+    `exit_code` is 1.
+
+    Raises:
+        NpukitError: the model is broken or cannot be converted (every reason at once), the file cannot be written, a
+            library is missing or died.
+
+    Example:
+        >>> npukit.convert("model.onnx", "model.dlc", input_shapes={"x": (1, 3, 224, 224)})  # doctest: +SKIP
+    """
+    from npukit.targets import resolve
+
+    targets = tuple(target.name for target in resolve(options.target))
+    output = options.output or options.model.with_suffix(".dlc")
+    with isolated(in_process=options.in_process, timeout=options.timeout) as call:
+        if options.dry_run:
+            converted = call("npukit.verbs.convert:_convert", options, None)
+            return ConvertResult(None, converted, skipped="dry run", targets=targets)
+        with _replacing(output) as temp:
+            converted = call("npukit.verbs.convert:_convert", options, temp)
+            backend, skipped = _how_to_verify(options, converted)
+            if skipped:
+                return ConvertResult(output, converted, None, skipped, temp.stat().st_size, targets)
+            outcome = call("npukit.verbs.convert:_verify", options, temp, backend, output.name, converted)
+            if outcome.passed:
+                stamp = replace(converted.stamp, verified="yes", seed=outcome.seed)
+                place = output
+            else:
+                stamp = replace(converted.stamp, verified="failed", seed=outcome.seed)
+                place = output.with_name(f"{output.name}.rejected")
+            call("npukit.artifacts.restamp:restamp", temp, stamp)
+            size = temp.stat().st_size
+            if not outcome.passed:
+                _move(temp, place)
+    if options.report is not None:
+        from npukit.analysis import report
+
+        report.write([outcome], options.report)
+    return ConvertResult(place, replace(converted, stamp=stamp), outcome, "", size, targets)
+
+
+class _Moved(Exception):
+    """The temporary file went elsewhere: there is nothing to put in place."""
+
+
+@contextlib.contextmanager
+def _replacing(output: Path) -> Iterator[Path]:
+    """`files.atomic_write`, which the body may leave without a file (see `_move`)."""
+    with contextlib.suppress(_Moved), files.atomic_write(output) as temp:
+        yield temp
+        if not temp.exists():
+            raise _Moved
+
+
+def _move(temp: Path, place: Path) -> None:
+    with files.atomic_write(place) as other:
+        os.replace(temp, other)
+
+
+def _how_to_verify(options: ConvertOptions, converted: Converted) -> tuple[str, str]:
+    """The backend to verify on, or why the verification is left out."""
+    weights, gflop = options.verify_limit
+    if not options.verify:
+        return "", "asked for with --no-verify"
+    if converted.weight_bytes > weights or converted.gflop > gflop:
+        size = f"{text.size(converted.weight_bytes)} of weights and {converted.gflop:.3g} GFLOP"
+        return "", f"{size} are above --verify-limit ({text.size(weights)}, {gflop:g} GFLOP)"
+    if options.verify_backend:
+        return options.verify_backend, ""
+    if "qnn-cpu" in converted.stamp.targets or converted.gflop > _EMULATOR_GFLOP:
+        return "qnn-cpu", ""
+    return "qnn-htp", ""
+
+
+# ---------------------------------------------------------------- in the worker
+
+_lowered: Lowered | None = None  # kept for naming the first tensor that diverges
+
+
+def _convert(options: ConvertOptions, path: Path | None) -> Converted:
+    """Lower the model and write it to `path` (None: only check)."""
+    global _lowered
+    from npukit.analysis import cost
+    from npukit.artifacts import dlc
+    from npukit.frontends.onnx import load
+    from npukit.lowering import LowerOptions, lower
+    from npukit.qnn.graph import Model
+    from npukit.qnn.names import Names
+    from npukit.targets import resolve
+
+    targets = resolve(options.target)
+    log.report("reading the model", 0.0)
+    normalized = load(options.model, _load_options(options))
+    log.report("lowering", 0.2)
+    lower_options = LowerOptions(
+        name=Names().legal(options.model.stem), float_bitwidth=int(options.float_bitwidth), io_layout=options.io_layout
+    )
+    with _validators(targets) as (validators, build, core):
+        lowered = lower(normalized.model, targets, lower_options, validators)
+    _lowered = lowered
+    precision = cost.precision(lowered.graph)
+    stamp = Stamp(
+        npukit_version=npukit.__version__,
+        qairt_build=build,
+        core_api_version=core,
+        needs_qairt=".".join(build.lstrip("v").split(".")[:2]),
+        source_name=options.model.name,
+        source_sha256=normalized.source_sha256,
+        targets=tuple(target.name for target in targets),
+        options={**_recorded(options), "precision": precision},
+        inputs=_inputs(lowered, [value.name or "" for value in normalized.model.graph.inputs]),
+        outputs=tuple(io_tensor(tensor) for tensor in lowered.graph.outputs),
+        names={source: name for source, name in lowered.names.items() if source != name},
+    )
+    if path is not None:
+        log.report("writing", 0.6)
+        dlc.write(Model({lowered.graph.name: lowered.graph}), path, stamp)
+    ops: dict[str, int] = {}
+    for op in lowered.graph.ops:
+        ops[op.type] = ops.get(op.type, 0) + 1
+    return Converted(
+        stamp,
+        dict(sorted(ops.items(), key=lambda item: (-item[1], item[0]))),
+        source_ops=len(lowered.report),
+        weight_bytes=lowered.graph.static_bytes(),
+        gflop=cost.flops(lowered.graph) / 1e9,
+        notes=(*normalized.notes, *_form_notes(lowered)),
+        cut=tuple(normalized.cut),
+        constants=tuple(lowered.folded),
+        unused=tuple(held.source for held in lowered.unused),
+        precision=precision,
+    )
+
+
+def _load_options(options: ConvertOptions) -> Any:
+    from npukit.frontends.onnx import LoadOptions
+
+    cuts = [(name, value) for name, value in options.inputs if not isinstance(value, Path)]
+    shapes = {name: tuple(value) for name, value in cuts if value is not None}
+    return LoadOptions(
+        input_shapes={**options.input_shapes, **shapes},
+        symbols=options.symbols,
+        batch=options.batch,
+        inputs=tuple(name for name, _ in cuts),
+        outputs=options.outputs,
+    )
+
+
+def _recorded(options: ConvertOptions) -> dict[str, Any]:
+    """What the stamp says of the options: those that shape the artifact."""
+    echo = o.echo(options)
+    cuts = [[name, value] for name, value in options.inputs if not isinstance(value, Path)]
+    echo.pop("inputs", None)
+    return {**echo, "inputs": o.jsonable(cuts)} if cuts else echo
+
+
+@contextlib.contextmanager
+def _validators(
+    targets: Sequence[Target],
+) -> Iterator[tuple[Mapping[str, Callable[[Op], str | None]], str, str]]:
+    """Each target's op validation, and the build and API version of the library that will write the file."""
+    from npukit.qnn.api import libraries
+    from npukit.qnn.api.backend import Backend
+
+    writer = libraries.find("ir")
+    with contextlib.ExitStack() as stack:
+        found = {}
+        for target in targets:
+            if target.backend not in _ROLES:
+                raise UsageError(f"a DLC is not for {target.name}", where="--target", hint="npukit targets lists all")
+            backend = stack.enter_context(Backend(_ROLES[target.backend], soc_id=target.soc_id))
+            found[target.name] = backend.validate
+        yield found, writer.build_id, ".".join(map(str, writer.core_version))
+
+
+def _inputs(lowered: Lowered, order: list[str]) -> tuple[IoTensor, ...]:
+    """The inputs of the contract in source order, those that nothing depends on included: they have no tensor."""
+    found = [io_tensor(tensor) for tensor in lowered.graph.inputs]
+    for held in lowered.unused:
+        dtype = _SOURCE_DTYPES.get(held.dtype, held.dtype)
+        found.append(IoTensor(held.source, dtype, held.shape, "", "UNDEFINED"))
+    place = {name: i for i, name in enumerate(order)}
+    return tuple(sorted(found, key=lambda io: place.get(io.name, len(place))))
+
+
+_SOURCE_DTYPES = {"float": "float32", "double": "float64"}
+_NARROWED = {"int64": "INT_32", "uint64": "UINT_32", "float64": "FLOAT_32"}
+
+
+def io_tensor(tensor: Tensor) -> IoTensor:
+    """The contract of one graph input or output."""
+    held = tensor.held
+    if held is None:
+        return IoTensor(tensor.name, tensor.dtype.numpy.name, tensor.shape, tensor.name, tensor.dtype.name)
+    dtype = _SOURCE_DTYPES.get(held.dtype, held.dtype)
+    narrowed = dtype in ("int64", "uint64", "uint32", "float64") and tensor.dtype.name == _NARROWED.get(dtype)
+    return IoTensor(
+        held.source, dtype, held.shape, tensor.name, tensor.dtype.name, held.perm, tensor.encoding, narrowed
+    )
+
+
+def _form_notes(lowered: Lowered) -> list[str]:
+    """Notes on forms that were not taken, each once with the number of nodes."""
+    count: dict[str, int] = {}
+    for row in lowered.report:
+        for note in row.notes:
+            key = f"{row.op}: {note}"
+            count[key] = count.get(key, 0) + 1
+    return [key if times == 1 else f"{key} ({times} nodes)" for key, times in count.items()]
+
+
+def _verify(options: ConvertOptions, path: Path, backend: str, name: str, converted: Converted) -> Verification:
+    """Verify the file at `path`, which will be called `name`, against its source."""
+    from npukit.verbs.verify import VerifyOptions, verify_here
+
+    chosen = VerifyOptions(
+        model=path,
+        against=options.model,
+        backend=backend,
+        inputs=tuple((key, value) for key, value in options.inputs if isinstance(value, Path)),
+        random=options.random,
+        seed=options.seed,
+        input_ranges=options.input_ranges,
+        min_sqnr=options.min_sqnr,
+        max_error=options.max_error,
+        min_cosine=options.min_cosine,
+        test_data=True,
+    )
+    outcome = replace(verify_here(chosen), model=name)
+    if outcome.passed or _lowered is None:
+        return outcome
+    from npukit.analysis.diverge import first_divergence
+
+    return replace(outcome, diverges=first_divergence(_lowered, options.model, chosen, backend))

@@ -1,0 +1,206 @@
+# SPDX-FileCopyrightText: npukit contributors
+# SPDX-License-Identifier: Apache-2.0
+"""`npukit verify`: run a model and its reference on the same inputs and judge every output."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from npukit.analysis.samples import DEFAULT_SEED
+from npukit.analysis.verify import IndexOutput, Verification
+from npukit.errors import NpukitError, UsageError
+from npukit.verbs import options as o
+from npukit.verbs.isolate import isolated
+from npukit.verbs.options import arg, opt, verb
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from npukit.runtime.session import Session
+
+BACKENDS = ("qnn-cpu", "qnn-htp", "ort")
+
+
+@dataclass(frozen=True)
+class VerifyOptions:
+    """Compare a model's outputs with those of a reference on the same inputs; exits 1 where they differ too much.
+
+    Inputs are those given with --input, else test_data_set_* beside the reference, else generated.
+    """
+
+    model: Path = arg("the model to judge (.dlc, context binary, .onnx)")
+    against: Path | None = opt(None, "The reference, usually the source model.", parse=Path, metavar="FILE")
+    backend: str | None = opt(None, "Backend of the model [by file].", choices=BACKENDS)
+    reference_backend: str | None = opt(None, "Backend of the reference [by file].", choices=BACKENDS)
+    inputs: tuple[tuple[str, Path], ...] = opt(
+        (), "Input data; several of a name are several samples.", "--input", many=True, parse=o.files,
+        metavar="NAME=FILE",
+    )  # fmt: skip
+    random: int | None = opt(None, "Generate this many samples, whatever test data there is [2].")
+    seed: int = opt(DEFAULT_SEED, "Seed of generated samples.")
+    input_ranges: dict[str, tuple[float, float]] = opt(
+        {}, "Range of a generated input.", "--input-range", many=True, parse=o.ranges, metavar="NAME=LO:HI"
+    )
+    min_sqnr: float | None = opt(None, "Least SQNR in dB [by precision].")
+    max_error: float | None = opt(None, "Largest error as a share of the range [by precision].")
+    min_cosine: float | None = opt(None, "Least cosine similarity [not judged].")
+    report: Path | None = opt(None, "Write the HTML report here.", parse=Path, metavar="FILE")
+    graph: str | None = opt(None, "Graph to run, where the model holds several.", metavar="NAME")
+    target: str | None = opt(None, "Chip to emulate [the stamp's].", metavar="NAME")
+    threads: int | None = opt(None, "Threads of ONNX Runtime.")
+    timeout: float | None = opt(None, "Seconds that the verification may take.")
+    in_process: bool = opt(False, "Run native code in this process.", "--in-process")
+    test_data: bool = opt(True, "Use test_data_set_* beside the reference.", "--test-data/--no-test-data")
+
+
+@verb(VerifyOptions)
+def verify(options: VerifyOptions) -> Verification:
+    """Run `model` and `against` on the same inputs and judge every output; the result's `exit_code` is 1 on failure.
+
+    Raises:
+        NpukitError: a file, an input or an option is wrong; a library is missing or died.
+
+    Example:
+        >>> npukit.verify("model.dlc", against="model.onnx").passed  # doctest: +SKIP
+    """
+    if options.against is None:
+        raise UsageError("a reference is needed", where="--against", hint="give the source model: --against model.onnx")
+    if options.random is not None and options.random < 1:
+        raise UsageError("at least one sample is needed", where="--random")
+    with isolated(in_process=options.in_process, timeout=options.timeout) as call:
+        outcome: Verification = call("npukit.verbs.verify:verify_here", options)
+    if options.report is not None:
+        from npukit.analysis import report
+
+        report.write([outcome], options.report)
+    return outcome
+
+
+def verify_here(options: VerifyOptions) -> Verification:
+    """`verify` in this process, without the report."""
+    from npukit.analysis import compare, samples
+    from npukit.analysis import verify as analysis
+    from npukit.runtime.session import Session, file_kind
+
+    assert options.against is not None
+    source = _source(options.against) if file_kind(options.against) == "onnx" else None
+    with contextlib.ExitStack() as stack:
+        model = stack.enter_context(
+            Session(
+                options.model, backend=options.backend, graph=options.graph, target=options.target, in_process=True,
+                threads=options.threads,
+            )
+        )  # fmt: skip
+        names = [info.name for info in model.outputs]
+        indices = index_outputs(source, names) if source is not None else {}
+        fetch = _fetch(source, names, indices) if options.reference_backend in (None, "ort") else ()
+        reference = stack.enter_context(
+            Session(
+                options.against, backend=options.reference_backend, in_process=True, threads=options.threads,
+                fetch=fetch,
+            )
+        )  # fmt: skip
+        infos = analysis.input_infos(model, reference)
+        chosen, notes = _samples(options, source, infos)
+        precision = precision_of(options.model, model)
+        limits = compare.criteria(
+            precision, min_sqnr=options.min_sqnr, max_error=options.max_error, min_cosine=options.min_cosine
+        )
+        plan = analysis.Plan(precision, limits, indices, options.model.name, options.against.name)
+        if model.stamp is None and file_kind(options.model) != "onnx":
+            notes.append("the model has no stamp: its outputs are its native tensors")
+        return analysis.verify(model, reference, chosen, plan, notes)
+
+
+def _samples(options: VerifyOptions, source: ir.Model | None, infos: Any) -> tuple[Any, list[str]]:
+    from npukit.analysis import samples
+
+    if options.inputs:
+        return samples.given(options.inputs, infos), []
+    assert options.against is not None
+    if options.random is None and options.test_data and not options.input_ranges:
+        found = samples.test_data_sets(options.against, infos)
+        if found is not None:
+            return found, []
+    implied = None
+    if source is not None:
+        implied = functools.partial(_implied, source)
+    made = samples.generate(infos, options.random or 2, seed=options.seed, ranges=options.input_ranges, implied=implied)
+    return made, []
+
+
+def _implied(source: ir.Model, name: str) -> tuple[float, float] | None:
+    from npukit.frontends.onnx import ranges
+
+    return ranges.implied_range(source, name)
+
+
+def _source(path: Path) -> ir.Model:
+    from npukit.frontends.onnx.read_model import read_model
+
+    return read_model(path).model
+
+
+def index_outputs(source: ir.Model, names: list[str]) -> dict[str, IndexOutput]:
+    """Those outputs of `names` that ArgMax, ArgMin or TopK make in the source, with the tensor they search."""
+    found = {}
+    made = {v.name: (node, i) for node in source.graph for i, v in enumerate(node.outputs) if v.name}
+    for name in names:
+        node, position = made.get(name, (None, 0))
+        while node is not None and node.op_type == "Identity" and node.inputs[0] is not None:
+            node, position = made.get(node.inputs[0].name, (None, 0))
+        if node is None or node.inputs[0] is None or node.domain not in ("", "ai.onnx"):
+            continue
+        if node.op_type in ("ArgMax", "ArgMin") or (node.op_type == "TopK" and position == 1):
+            default = -1 if node.op_type == "TopK" else 0
+            attribute = node.attributes.get("axis")
+            axis = int(attribute.value) if attribute is not None else default
+            found[name] = IndexOutput(node.inputs[0].name or "", axis)
+    return found
+
+
+def _fetch(source: ir.Model | None, names: list[str], indices: Mapping[str, IndexOutput]) -> tuple[str, ...]:
+    """Inner values of the source that the comparison needs: where the model was cut, and what indices point into."""
+    if source is None:
+        return ()
+    own = {v.name for v in source.graph.outputs}
+    inner = {v.name for node in source.graph for v in node.outputs}
+    wanted = [*names, *(index.data for index in indices.values())]
+    return tuple(dict.fromkeys(name for name in wanted if name in inner and name not in own))
+
+
+def precision_of(path: Path, session: Session) -> str:
+    """The precision that a model computes in on its backend, as far as its stamp, graph or tensors tell."""
+    from npukit.analysis import cost
+
+    stamp = session.stamp
+    recorded = str(stamp.options.get("precision", "")) if stamp is not None else ""
+    if not recorded:
+        recorded = _graph_precision(path, session)
+    return cost.coarser(recorded, session.backend)
+
+
+def _graph_precision(path: Path, session: Session) -> str:
+    from npukit.analysis import cost
+    from npukit.runtime.session import file_kind
+
+    kind = file_kind(path)
+    if kind == "dlc":
+        from npukit.artifacts import dlc
+
+        model, _ = dlc.read(path)
+        return cost.precision(next(iter(model.graphs.values())))
+    if kind == "onnx":
+        with contextlib.suppress(NpukitError):
+            ops = {node.op_type for node in _source(path).graph}
+            return "int8" if "QuantizeLinear" in ops else "float32"
+    held = {info.native.qnn_dtype for info in (*session.inputs, *session.outputs)}
+    quantized = [name for name in held if "FIXED_POINT" in name]
+    if quantized:
+        return "int8" if any(name.endswith("_8") for name in quantized) else "int16"
+    return "float16" if "FLOAT_16" in held else "float32"
