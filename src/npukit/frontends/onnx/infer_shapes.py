@@ -113,7 +113,7 @@ def infer_node(node: ir.Node, model: ir.Model) -> None:
         tensor = value.const_value
         if tensor is not None and tensor.size <= MAX_DATA and tensor.dtype != ir.DataType.STRING:
             # scales and sizes are read as floats or integers; other dtypes never steer a shape
-            data[value.name or ""] = onnx.numpy_helper.from_array(np.ascontiguousarray(tensor.numpy()), value.name)
+            data[value.name or ""] = onnx.numpy_helper.from_array(np.asarray(tensor.numpy(), order="C"), value.name)
     proto = ir.serde.serialize_node(node)
     for i, output in enumerate(node.outputs):
         if i < len(proto.output) and not output.name:
