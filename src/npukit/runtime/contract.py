@@ -119,10 +119,10 @@ def check_port(port: Port) -> Port:
 # ---------------------------------------------------------------- checking
 
 
-def gather(ports: Sequence[Port], feeds: Mapping[str, Any]) -> list[Array]:
+def gather(ports: Sequence[Port], feeds: Mapping[str, Any], ignored: Sequence[Port] = ()) -> list[Array]:
     """The arrays of `feeds` in the order of `ports`, with the source's dtypes and shapes.
 
-    A name may be the source's or the artifact's.
+    A name may be the source's or the artifact's; `ignored` inputs may be there and are not looked at.
 
     Raises:
         InputError: lists every input that is missing, unknown, given twice, of the wrong shape or dtype, or that
@@ -134,14 +134,14 @@ def gather(ports: Sequence[Port], feeds: Mapping[str, Any]) -> list[Array]:
             return arrays  # the usual call: nothing to look into
     except (KeyError, TypeError):
         pass
-    return _gather(ports, feeds)
+    return _gather(ports, feeds, {port.name for port in ignored})
 
 
 def _fits(port: Port, array: Any) -> bool:
     return type(array) is np.ndarray and array.dtype == port.numpy and array.shape == port.shape
 
 
-def _gather(ports: Sequence[Port], feeds: Mapping[str, Any]) -> list[Array]:
+def _gather(ports: Sequence[Port], feeds: Mapping[str, Any], ignored: set[str]) -> list[Array]:
     if not isinstance(feeds, Mapping):
         raise InputError(f"inputs are a dict of arrays by name, not a {type(feeds).__name__}")
     faults: list[Fault] = []
@@ -149,6 +149,8 @@ def _gather(ports: Sequence[Port], feeds: Mapping[str, Any]) -> list[Array]:
     by_tensor = {port.tensor: port.name for port in ports}
     names = {port.name for port in ports}
     for name, value in feeds.items():
+        if name in ignored and name not in names:
+            continue
         known = name if name in names else by_tensor.get(name)
         if known is None:
             faults.append(Fault("no such input", where=str(name), hint=nearest(str(name), names)))
@@ -441,6 +443,44 @@ def native_ports(tensors: Sequence[Tensor]) -> list[Port]:
     return [Port(t.name, t.dtype.numpy.name, t.shape, t.name, t.dtype, t.shape, encoding=t.encoding) for t in tensors]
 
 
+def numpy_name(dtype: str) -> str:
+    """The numpy-style name of an element type that may be spelled as ONNX spells it ("float", "float8e4m3fn")."""
+    return _ONNX_NAMES.get(dtype, dtype)
+
+
+_ONNX_NAMES = {
+    "float": "float32",
+    "double": "float64",
+    "float8e4m3fn": "float8_e4m3fn",
+    "float8e4m3fnuz": "float8_e4m3fnuz",
+    "float8e5m2": "float8_e5m2",
+    "float8e5m2fnuz": "float8_e5m2fnuz",
+    "float8e8m0": "float8_e8m0fnu",
+    "float4e2m1": "float4_e2m1fn",
+}
+
+
+def held_ports(tensors: Sequence[Tensor]) -> list[Port]:
+    """Ports of a graph that was lowered in this process: its tensors say themselves what they hold."""
+    ports = []
+    for t in tensors:
+        if t.held is None:
+            ports += native_ports([t])
+            continue
+        name, held = numpy_name(t.held.dtype), t.dtype.numpy
+        source = np.dtype(name)
+        narrowed = kind(source) == kind(held) and not np.can_cast(source, held, "safe")
+        port = Port(t.held.source, name, t.held.shape, t.name, t.dtype, t.shape, t.held.perm, t.encoding, narrowed)
+        ports.append(check_port(port))
+    return ports
+
+
+def ignored_ports(stamp: Stamp, graph: Graph) -> tuple[Port, ...]:
+    """The stamp's inputs that no tensor holds, because no output depends on them."""
+    entries = [io for io in stamp.inputs if io.graph in ("", graph.name) and not io.tensor]
+    return tuple(Port(io.name, numpy_name(io.dtype), io.shape, "", None, io.shape) for io in entries)
+
+
 def ports_of(stamp: Stamp, graph: Graph, side: str) -> list[Port]:
     """The stamp's `side` ("inputs" or "outputs") as ports of `graph`, in the stamp's order.
 
@@ -449,22 +489,22 @@ def ports_of(stamp: Stamp, graph: Graph, side: str) -> list[Port]:
     """
     tensors: dict[str, Tensor] = {t.name: t for t in (graph.inputs if side == "inputs" else graph.outputs)}
     unknown = set(tensors)
-    entries = [io for io in getattr(stamp, side) if io.graph in ("", graph.name)]
+    entries = [io for io in getattr(stamp, side) if io.graph in ("", graph.name) and io.tensor]
     faults: list[Fault] = []
     ports: list[Port] = []
     for io in entries:
-        tensor = tensors.pop(io.tensor, None)
+        tensor = tensors.get(io.tensor)
         if tensor is None:
-            faults.append(
-                Fault(f"the graph has no tensor {io.tensor!r}", where=io.name, hint=nearest(io.tensor, tensors))
-            )
+            hint = nearest(io.tensor, tensors)
+            faults.append(Fault(f"the graph has no tensor {io.tensor!r}", where=io.name, hint=hint))
             continue
+        unknown.discard(io.tensor)
         if tensor.dtype.name != io.held_dtype:
             faults.append(Fault(f"the stamp says {io.held_dtype}, the tensor is {tensor.dtype.name}", where=io.name))
             continue
-        port = Port(
-            io.name, io.dtype, io.shape, io.tensor, tensor.dtype, tensor.shape, io.perm, tensor.encoding, io.narrowed
-        )
+        held, shape = tensor.dtype, tensor.shape
+        dtype = numpy_name(io.dtype)
+        port = Port(io.name, dtype, io.shape, io.tensor, held, shape, io.perm, tensor.encoding, io.narrowed)
         try:
             ports.append(check_port(port))
         except ArtifactError as error:

@@ -48,7 +48,19 @@ class ProfileEvent:
 
 @dataclass(frozen=True)
 class Description:
-    """What a session knows about its engine, whichever process that lives in."""
+    """What a session knows about its engine, whichever process that lives in.
+
+    Attributes:
+        backend: name of the backend.
+        graph: name of the graph; empty for an ONNX model in ONNX Runtime.
+        inputs: the inputs that the engine takes.
+        outputs: the outputs that it gives.
+        placement: where each op runs.
+        stamp: the artifact's stamp, if it has one.
+        library: name and version of the library.
+        ignored: inputs of the source on which no output depends: accepted, and not passed on.
+        constants: outputs of the source that are constants, by name.
+    """
 
     backend: str
     graph: str
@@ -57,6 +69,8 @@ class Description:
     placement: tuple[Placement, ...]
     stamp: Stamp | None = None
     library: str = ""
+    ignored: tuple[Port, ...] = ()
+    constants: dict[str, Array] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

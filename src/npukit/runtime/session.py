@@ -136,6 +136,7 @@ class Session:
             self.close()
             raise
         self._in, self._out = self._description.inputs, self._description.outputs
+        self._out_names = [port.name for port in self._out]
         self._nothing: list[Array | None] = [None] * len(self._in)
 
     def _open_in_worker(self, worker: Worker, request: Request) -> Description:
@@ -220,16 +221,22 @@ class Session:
             WorkerDied: the native code crashed, hung or ran out of memory; the session cannot be used further.
             NativeError: the backend failed.
         """
-        arrays = gather(self._in, inputs)
+        arrays = gather(self._in, inputs, self._description.ignored)
         with self._lock:
             self._check_open()
             if self._buffers is not None:
                 to_native(self._in, arrays, self._buffers.inputs)
                 self._call("run_shared", self._slot)
-                return {p.name: from_native(p, a) for p, a in zip(self._out, self._buffers.outputs, strict=True)}
+                return self._result([from_native(p, a) for p, a in zip(self._out, self._buffers.outputs, strict=True)])
             natives = to_native(self._in, arrays, self._nothing)
             fresh = self._execute(natives)
-        return {p.name: a if p.plain else from_native(p, a) for p, a in zip(self._out, fresh, strict=True)}
+        return self._result([a if p.plain else from_native(p, a) for p, a in zip(self._out, fresh, strict=True)])
+
+    def _result(self, arrays: list[Array]) -> dict[str, Array]:
+        outputs = dict(zip(self._out_names, arrays, strict=True))
+        for name, value in self._description.constants.items():
+            outputs[name] = value.copy()
+        return outputs
 
     def _execute(self, natives: list[Array]) -> list[Array]:
         """Run on native arrays; the results are fresh."""
@@ -247,7 +254,7 @@ class Session:
 
         The arrays must not change until the future is done. Faults in the inputs are raised here, at once.
         """
-        arrays = gather(self._in, inputs)
+        arrays = gather(self._in, inputs, self._description.ignored)
         with self._lock:
             self._check_open()
             if self._pool is None:
@@ -309,7 +316,7 @@ class Session:
         Returns:
             Events in the library's order. Cycles and times of the HTP emulator say nothing about a chip.
         """
-        arrays = gather(self._in, self._zeros() if inputs is None else inputs)
+        arrays = gather(self._in, self._zeros() if inputs is None else inputs, self._description.ignored)
         with self._lock:
             self._check_open()
             natives = to_native(self._in, arrays, self._nothing)

@@ -1,0 +1,312 @@
+# SPDX-FileCopyrightText: npukit contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Qualcomm's backends as engines: libQnnCpu, and libQnnHtp (the emulator on a host, the NPU on a board).
+
+A DLC is captured to our graph and composed on the backend, every op validated first; a context binary is loaded as
+it is; an ONNX model is lowered in memory. The device is that of the target: the one asked for, else the stamp's,
+else V73, on which everything portable must hold.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from npukit import targets
+from npukit.errors import Fault, GraphError, ModelError, UsageError, nearest
+from npukit.qnn.api.backend import Backend, Context
+from npukit.qnn.api.execution import Event, GraphHandle, Profile
+from npukit.qnn.api.native import quiet_fds
+from npukit.qnn.graph import Graph, Model
+from npukit.runtime.contract import Array, Port, held_ports, ignored_ports, native_ports, numpy_name, ports_of
+from npukit.runtime.engine import Description, Placement, ProfileEvent, Request
+from npukit.worker import in_worker, note
+
+if TYPE_CHECKING:
+    from npukit.artifacts.stamp import Stamp
+
+_MAX_FAULTS = 50  # ops named in one refusal
+
+
+def open_engine(request: Request) -> QnnEngine:
+    """An engine on qnn-cpu or qnn-htp.
+
+    Raises:
+        ArtifactError: the file cannot be read, or does not match its stamp.
+        GraphError: the backend refuses ops; every one is listed.
+        NativeError: the library failed.
+        UsageError: an unknown graph or target.
+    """
+    if request.kind == "onnx":
+        return _from_onnx(request)
+    assert request.path is not None
+    path = Path(request.path)
+    if request.kind == "dlc":
+        from npukit.artifacts import dlc
+
+        model, stamp = dlc.read(path)
+        graph = pick_graph(model, request.graph, path.name)
+        return QnnEngine.compose(request.backend, graph, stamp, _target(request, stamp), path.name)
+    return _from_binary(request, path)
+
+
+def pick_graph(model: Model, name: str | None, where: str) -> Graph:
+    """The graph called `name`, or the only one.
+
+    Raises:
+        UsageError: several graphs and no name, or no such graph.
+    """
+    return model.graphs[_pick(list(model.graphs), name, where)]
+
+
+def _pick(names: list[str], name: str | None, where: str) -> str:
+    if name is not None:
+        if name not in names:
+            raise UsageError(f"there is no graph {name!r}", where=where, hint=nearest(name, names))
+        return name
+    if len(names) != 1:
+        listed = ", ".join(names[:12]) + (", ..." if len(names) > 12 else "")
+        raise UsageError(f"it holds {len(names)} graphs ({listed})", where=where, hint="name one: graph=, --graph")
+    return names[0]
+
+
+def _target(request: Request, stamp: Stamp | None) -> targets.Target | None:
+    """The target whose device is used; None for the CPU, which has no devices."""
+    if request.backend == "qnn-cpu":
+        return None
+    if request.target is not None and request.target != targets.PORTABLE:
+        chosen = targets.target(request.target)
+        if chosen.backend != request.backend:
+            raise UsageError(f"target {chosen.name} has no {request.backend}", where="target", hint=chosen.notes)
+        return chosen
+    stamped = [targets.TARGETS.get(name) for name in (stamp.targets if stamp else ())]
+    fit = [row for row in [*stamped, *targets.portable()] if row is not None and row.backend == request.backend]
+    return fit[0]
+
+
+def _from_onnx(request: Request) -> QnnEngine:
+    import onnx
+
+    from npukit.frontends.onnx import load
+    from npukit.lowering import lower
+
+    target = _target(request, None) or targets.TARGETS["qnn-cpu"]
+    path = None if request.path is None else Path(request.path)
+    normalized = load(path if path is not None else onnx.load_from_string(request.content or b""))
+    backend = _backend(request.backend, target)
+    try:
+        lowered = lower(normalized.model, (target,), None, {target.name: backend.validate})
+        if any(array is None for array in lowered.folded.values()):
+            raise ModelError("an output of the model has no value", where=path.name if path else "")
+        inputs, outputs = held_ports(lowered.graph.inputs), held_ports(lowered.graph.outputs)
+        engine = QnnEngine(request.backend, backend, _compose(backend, lowered.graph), inputs, outputs)
+    except BaseException:
+        backend.close()
+        raise
+    engine.describe(
+        lowered.graph,
+        None,
+        "lowered for this session",
+        ignored=tuple(Port(h.source, numpy_name(h.dtype), h.shape, "", None, h.shape) for h in lowered.unused),
+        constants={name: np.asarray(array) for name, array in lowered.folded.items()},
+    )
+    return engine
+
+
+def _from_binary(request: Request, path: Path) -> QnnEngine:
+    stamp = _sidecar(path)
+    backend = _backend(request.backend, _target(request, stamp))
+    try:
+        with open(path, "rb") as file:
+            data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        with _quiet():
+            context = Context.from_binary(backend, data)
+        data.close()
+        name = _pick(context.graphs, request.graph, path.name)
+        handle = context.graph(name)
+        graph = Graph(name, handle.inputs, handle.outputs)
+        return QnnEngine.ready(request.backend, backend, handle, graph, stamp, "compiled into the context binary")
+    except BaseException:
+        backend.close()
+        raise
+
+
+def _sidecar(path: Path) -> Stamp | None:
+    from npukit.artifacts import context
+
+    return context.read_stamp(path)
+
+
+def _backend(name: str, target: targets.Target | None) -> Backend:
+    with _quiet():
+        return Backend(name.removeprefix("qnn-"), soc_id=target.soc_id if target else None)
+
+
+def _quiet() -> contextlib.AbstractContextManager[None]:
+    """Keep what the library prints off this process's own output; a worker's descriptors are pipes already."""
+    return contextlib.nullcontext() if in_worker() else quiet_fds()
+
+
+def _compose(backend: Backend, graph: Graph) -> GraphHandle:
+    """`graph` validated, composed and finalized."""
+    faults = []
+    with _quiet():
+        for op in graph.ops:
+            reason = backend.validate(op)
+            if reason is not None:
+                faults.append(Fault(f"{op.type} is refused: {reason}", where=op.name))
+        if faults:
+            more = f", the first {_MAX_FAULTS} are shown" if len(faults) > _MAX_FAULTS else ""
+            raise GraphError(
+                f"{len(faults)} of {len(graph.ops)} ops cannot run on qnn-{backend.role}{_soc(backend)}{more}",
+                where=f"graph {graph.name!r}",
+                faults=faults[:_MAX_FAULTS],
+                hint="convert the source model for this target: npukit convert --target",
+            )
+        handle = backend.context().add_graph(graph)
+        handle.finalize()
+    return handle
+
+
+def _soc(backend: Backend) -> str:
+    names = sorted(targets.by_soc_id(backend.soc_id)) if backend.soc_id is not None else []
+    return f" for {names[0]}" if names else ""
+
+
+class QnnEngine:
+    """A finalized graph on a QNN backend.
+
+    Args:
+        name: name of the backend.
+        backend: the backend, which the engine owns from now on.
+        handle: the graph.
+        inputs: the contract's inputs.
+        outputs: the contract's outputs; several may read one tensor.
+    """
+
+    def __init__(
+        self, name: str, backend: Backend, handle: GraphHandle, inputs: Sequence[Port], outputs: Sequence[Port]
+    ) -> None:
+        self._name, self._backend, self._handle = name, backend, handle
+        self._inputs, self._outputs = tuple(inputs), tuple(outputs)
+        position = {port.tensor: i for i, port in enumerate(self._inputs)}
+        self._in_order = [position[t.name] for t in handle.inputs]
+        position = {port.tensor: i for i, port in reversed(list(enumerate(self._outputs)))}
+        self._out_order = [position[t.name] for t in handle.outputs]
+        tensors = {t.name: i for i, t in enumerate(handle.outputs)}
+        self._give = [tensors[port.tensor] for port in self._outputs]
+        self._straight = (
+            self._in_order == list(range(len(self._inputs)))
+            and self._out_order == self._give == list(range(len(self._outputs)))
+        )  # fmt: skip
+        self._makers = [(t.shape, t.dtype.numpy) for t in handle.outputs]
+
+    @classmethod
+    def compose(
+        cls, name: str, graph: Graph, stamp: Stamp | None, target: targets.Target | None, where: str
+    ) -> QnnEngine:
+        """Make `graph` ready on a backend of its own; raises as `open_engine`."""
+        backend = _backend(name, target)
+        try:
+            handle = _compose(backend, graph)
+            return cls.ready(name, backend, handle, graph, stamp, f"composed from {where}, every op validated")
+        except BaseException:
+            backend.close()
+            raise
+
+    @classmethod
+    def ready(
+        cls, name: str, backend: Backend, handle: GraphHandle, graph: Graph, stamp: Stamp | None, reason: str
+    ) -> QnnEngine:
+        """The engine of a finalized graph with the stamp's contract, or the native one."""
+        if stamp is None:
+            inputs, outputs = native_ports(graph.inputs), native_ports(graph.outputs)
+        else:
+            inputs, outputs = ports_of(stamp, graph, "inputs"), ports_of(stamp, graph, "outputs")
+        engine = cls(name, backend, handle, inputs, outputs)
+        ignored = ignored_ports(stamp, graph) if stamp is not None else ()
+        engine.describe(graph, stamp, reason, ignored=ignored)
+        return engine
+
+    def describe(
+        self,
+        graph: Graph,
+        stamp: Stamp | None,
+        reason: str,
+        *,
+        ignored: tuple[Port, ...] = (),
+        constants: dict[str, Array] | None = None,
+    ) -> None:
+        """Set `description`; a graph without ops (of a context binary) is one row of the placement."""
+        placement = tuple(Placement(op.name, op.type, self._name, reason) for op in graph.ops)
+        library = self._backend.library
+        self.description = Description(
+            backend=self._name,
+            graph=graph.name,
+            inputs=self._inputs,
+            outputs=self._outputs,
+            placement=placement or (Placement(graph.name, "", self._name, reason),),
+            stamp=stamp,
+            library=f"{library.path.name} {library.build_id}{_soc(self._backend)}",
+            ignored=ignored,
+            constants=constants or {},
+        )
+
+    def execute(self, inputs: Sequence[Array], outputs: Sequence[Array] | None) -> list[Array]:
+        """Run on native arrays in port order."""
+        note("graphExecute")
+        if self._straight:
+            results = [np.empty(shape, dtype) for shape, dtype in self._makers] if outputs is None else list(outputs)
+            self._handle.execute(inputs, results)
+            return results
+        ordered = [inputs[i] for i in self._in_order]
+        if outputs is None:
+            given = [np.empty(shape, dtype) for shape, dtype in self._makers]
+        else:
+            given = [outputs[i] for i in self._out_order]
+        self._handle.execute(ordered, given)
+        results = [given[i] for i in self._give]
+        if outputs is None:
+            return results
+        for out, result in zip(outputs, results, strict=True):
+            if out is not result:  # two outputs of the source that are one tensor
+                np.copyto(out, result)
+        return list(outputs)
+
+    def profile(self, inputs: Sequence[Array], runs: int) -> list[ProfileEvent]:
+        """Mean of what the library measures, single ops included."""
+        ordered = [inputs[i] for i in self._in_order]
+        outputs = [np.empty(shape, dtype) for shape, dtype in self._makers]
+        sums: dict[tuple[str, str, str], int] = {}
+        profile = Profile(self._backend, "detailed")
+        try:
+            for _ in range(runs):
+                self._handle.execute(ordered, outputs, profile)
+                for event in _flat(profile.events(), ""):
+                    key = (event.name, event.unit, event.parent)
+                    sums[key] = sums.get(key, 0) + event.value
+        finally:
+            profile.close()
+        return [ProfileEvent(name, total // runs, unit, parent) for (name, unit, parent), total in sums.items()]
+
+    def close(self) -> None:
+        """Free graph, context, device and backend."""
+        with _quiet():
+            self._backend.close()
+
+
+def _flat(events: Sequence[Event], parent: str) -> list[ProfileEvent]:
+    found: list[ProfileEvent] = []
+    for event in events:
+        name = event.identifier or _EVENT_NAMES.get(event.kind, f"event {event.kind}")
+        found.append(ProfileEvent(name, int(event.value), event.unit, parent))
+        found += _flat(event.children, name)
+    return found
+
+
+_EVENT_NAMES: dict[int, str] = {300: "finalize", 400: "execute", 404: "op", 500: "free"}
