@@ -174,7 +174,7 @@ class Backend:
             out.id = next(number)
             names[out.id] = tensor.name
 
-        inputs, outputs = marshal.tensor_array(op.inputs, fill), marshal.tensor_array(op.outputs, fill)
+        inputs, outputs = marshal.tensor_array(marshal.present_inputs(op), fill), marshal.tensor_array(op.outputs, fill)
         config = marshal.op_to_c(op, inputs, outputs, marshal.params_to_c(op, keep), keep)
         worker.note(f"backendValidateOpConfig for {op.type} {op.name}")
         with LOCK:
@@ -187,7 +187,7 @@ class Backend:
         return f"{reason}: {text}" if text else reason
 
     def supported_operations(self) -> list[str]:
-        """The names of the qti.aisw ops that the backend lists, sorted; a backend that lists none raises NativeError."""
+        """The names of the qti.aisw ops that the backend lists, sorted. NativeError where it lists none (libQnnIr)."""
         count, rows = c_uint32(), ctypes.POINTER(d.OperationName)()
         self.call("backendGetSupportedOperations", self.handle, byref(count), byref(rows))
         names = {rows[i].name.decode() for i in range(count.value) if rows[i].packageName == b"qti.aisw"}
@@ -243,12 +243,13 @@ class Context:
         """Names of the context's graphs, in the order of the binary or of their addition."""
         return list(self._stored or self._graphs)
 
-    def add_graph(self, graph: Graph, *, options: GraphOptions | None = None) -> GraphHandle:
+    def add_graph(self, graph: Graph, *, options: GraphOptions | None = None, validate: bool = True) -> GraphHandle:
         """Composes `graph`: creates its tensors (weights by pointer), adds its ops. Does not finalize.
 
-        Ops are not validated here: `Backend.validate` is the caller's duty, HTP builds what it would refuse and computes
-        wrong numbers. Raises NativeError naming the op or tensor, GraphError for data that does not fit its tensor,
-        UsageError for an option that the backend does not have.
+        Every op is validated before it is added, as an unvalidated one may crash the library or compute wrong numbers;
+        `validate=False` is for a graph whose ops were all validated by this backend already. After an error the
+        context is still usable, but the graph's name is taken. Raises NativeError naming the op or tensor,
+        GraphError for data that does not fit its tensor, UsageError for an option that the backend does not have.
         """
         options = GraphOptions() if options is None else options
         keep: list[object] = []
@@ -256,7 +257,8 @@ class Context:
         handle = c_void_p()
         where = f"graph {graph.name}"
         self.backend.call("graphCreate", self.handle, graph.name.encode(), configs, byref(handle), where=where)
-        self._graphs[graph.name] = made = compose(self._owner, graph, handle)
+        self._graphs[graph.name] = made = compose(self._owner, graph, handle, validate=validate)
+        made._keep += keep  # libQnnIr reads the path of its config at finalize
         return made
 
     def graph(self, name: str) -> GraphHandle:
@@ -271,7 +273,7 @@ class Context:
         return self._graphs[name]
 
     def binary(self) -> bytes:
-        """The context binary of the finalized graphs. Identical input gives identical bytes only in a fresh process."""
+        """The context binary of the finalized graphs. Same input, same bytes: only in a fresh process."""
         size, written = c_uint64(), c_uint64()
         worker.note("contextGetBinary")
         self.backend.call("contextGetBinarySize", self.handle, byref(size))
@@ -285,8 +287,8 @@ class Context:
     def from_binary(cls, backend: Backend, data: Buffer, *, system: Library | None = None) -> Context:
         """Loads a context binary (bytes or a mapping, used only during the call).
 
-        The library checks little: a flipped byte goes unnoticed. Callers compare a hash first. Raises ArtifactError for what
-        is no context binary of this backend, NativeError where the library refuses it.
+        The library checks little: a flipped byte goes unnoticed. Callers compare a hash first. Raises ArtifactError for
+        what is no context binary of this backend, NativeError where the library refuses it.
         """
         stored = binary_graphs(data, system=system)
         view = np.frombuffer(data, np.uint8)

@@ -46,9 +46,8 @@ def binary_graphs(data: Buffer, *, system: Library | None = None) -> list[Binary
             arguments = (handle, view.ctypes.data, view.nbytes, byref(info), byref(size))
             code = functions.systemContextGetBinaryInfo(*arguments) & d.ERROR_MASK
             if code or not info:
-                raise ArtifactError(
-                    f"is no context binary that {library.path.name} can read ({describe(functions, code)})"
-                )
+                reason = f"error {describe(functions, code)}"
+                raise ArtifactError(f"this is no context binary that {library.path.name} can read ({reason})")
             return _graphs(info.contents)
         finally:
             functions.systemContextFree(handle)

@@ -310,6 +310,7 @@ class ExtendedEvent(Structure):
         ("type", c_uint32),
         ("unit", c_uint32),
         ("value", Scalar),
+        ("_reserved", c_uint64),
         ("timestamp", c_uint64),
         ("identifier", c_char_p),
     ]

@@ -55,8 +55,9 @@ def _free_context(backend: Backend, handle: c_void_p) -> None:
 class _Composer:
     """One walk over a graph that creates tensors and adds ops."""
 
-    def __init__(self, owner: Owner, graph: Graph, handle: c_void_p) -> None:
+    def __init__(self, owner: Owner, graph: Graph, handle: c_void_p, *, validate: bool) -> None:
         self._backend = owner.backend
+        self._validate = validate
         self._graph = graph
         self._handle = handle
         self._keep: list[object] = []
@@ -99,8 +100,12 @@ class _Composer:
         reason = hazard(self._backend.role, self._backend.library.sdk, op)
         if reason:
             raise GraphError(reason, where=f"op {op.name} ({op.type})")
-        inputs = marshal.tensor_array(op.inputs, self._copy)
+        present = marshal.present_inputs(op)
+        inputs = marshal.tensor_array(present, self._copy)
         outputs = marshal.tensor_array(op.outputs, self._copy)
+        for i, tensor in enumerate(present):
+            if tensor is None and self._backend.role == "cpu":  # registered there, refused by the others
+                self._null(inputs[i], f"{op.name}_absent{i}")
         params = marshal.params_to_c(op, self._keep)
         for param in params:
             if param.paramType == d.PARAM_TENSOR:
@@ -108,18 +113,29 @@ class _Composer:
                 self._names.add(name)
                 self._native_create(param.value.tensor, f"op {op.name}, param {param.name.decode()}")
         config = marshal.op_to_c(op, inputs, outputs, params, self._keep)
-        self._backend.call("graphAddNode", self._handle, config, where=f"op {op.name} ({op.type})")
+        where = f"op {op.name} ({op.type})"
+        if self._validate and self._backend.functions.backendValidateOpConfig(self._backend.handle, config):
+            reason = self._backend.validate(op) or "refused inside the graph, accepted alone"
+            raise NativeError(f"the {self._backend.role} backend refuses the op: {reason}", where=where)
+        self._backend.call("graphAddNode", self._handle, config, where=where)
+
+    def _null(self, out: d.Tensor, name: str) -> None:
+        encoded = name.encode()
+        self._keep.append(encoded)
+        self._names.add(name)
+        out.name = encoded
+        self._native_create(out, f"tensor {name}")
 
     def _copy(self, tensor: Tensor, out: d.Tensor) -> None:
         marshal.copy_tensor(self.tensor(tensor), out)
 
 
-def compose(owner: Owner, graph: Graph, handle: c_void_p) -> GraphHandle:
-    """Creates the tensors and ops of `graph` in the native graph `handle`.
+def compose(owner: Owner, graph: Graph, handle: c_void_p, *, validate: bool) -> GraphHandle:
+    """Creates the tensors and ops of `graph` in the native graph `handle`, each op validated first if `validate`.
 
     Raises NativeError naming the tensor or op that was refused, GraphError for a graph that cannot be meant.
     """
-    composer = _Composer(owner, graph, handle)
+    composer = _Composer(owner, graph, handle, validate=validate)
     composer.run()
     inputs = [(tensor, int(composer.tensor(tensor).id)) for tensor in graph.inputs]
     outputs = [(tensor, int(composer.tensor(tensor).id)) for tensor in graph.outputs]
@@ -216,7 +232,6 @@ class GraphHandle:
             None if profile is None else profile.handle,
             None,
             where=f"graph {self.name}",
-            hint="validate every op with Backend.validate first; it names what the backend cannot hold",
         )
         self.finalized = True
 

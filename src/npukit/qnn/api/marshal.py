@@ -140,6 +140,14 @@ def tensor_to_c(tensor: Tensor, keep: list[object], *, data: bool = True, into: 
     return out
 
 
+def present_inputs(op: Op) -> list[Tensor | None]:
+    """The op's inputs without absent ones at the end, which libQnnCpu does not take."""
+    inputs = list(op.inputs)
+    while inputs and inputs[-1] is None:
+        inputs.pop()
+    return inputs
+
+
 def null_tensor_to_c(into: d.Tensor) -> None:
     """An absent optional input."""
     into.version = d.TENSOR_VERSION_2

@@ -13,7 +13,7 @@ import sys
 import tempfile
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from npukit.errors import NativeError
@@ -38,6 +38,37 @@ _TAG = re.compile(r"^\s*(\[QNN_\w+\]\s*)?(<[EWIVD]>\s*)?")
 _NOISE = re.compile(r"unexpected GraphHtpSettings option")
 
 
+# Lines that only repeat the code or the call.
+_EMPTY = re.compile(
+    r"(QnnBackend_validateOpConfig failed|validateNativeOps master op validator|Failed to validate op .* with error"
+    r"|Op specific validation failed|Please refer to the|OpConfig validation failed for)"
+)
+_LIMIT = 2500
+
+
+def tidy(lines: Iterable[str]) -> str:
+    """Error lines as one text: repetitions dropped, HTP's lists of data types on one line a list, 2500 characters."""
+    distinct = list(dict.fromkeys(lines))
+    telling = [_compact(line) for line in distinct if not _EMPTY.match(line)] or distinct
+    text = "; ".join(telling)
+    return text if len(text) <= _LIMIT else text[:_LIMIT] + " ..."
+
+
+def _compact(line: str) -> str:
+    """HTP lists a combination of data types on one line a tensor: turns that into "A, B -> C | D, E -> F"."""
+    if "QNN_DATATYPE_" not in line:
+        return " ".join(line.split())
+    head, _, body = line.partition("\n")
+    head = re.sub(r"^Supported I/O datatype sets for the configuration:", "supported", head.strip())
+    combinations = []
+    for group in re.split(r"^\s*\d+:\s*$", body, flags=re.MULTILINE):
+        inputs = re.findall(r"in\[\d+\]:\s*(?:QNN_DATATYPE_)?([^\n]+)", group)
+        outputs = re.findall(r"out\[\d+\]:\s*(?:QNN_DATATYPE_)?([^\n]+)", group)
+        if inputs or outputs:
+            combinations.append(f"{', '.join(inputs)} -> {', '.join(outputs)}")
+    return f"{head} {' | '.join(combinations)}"
+
+
 class NativeLog:
     """A log handle's callback: lines go to "npukit.native" at DEBUG level, the last error lines are kept."""
 
@@ -59,8 +90,8 @@ class NativeLog:
         self._errors.clear()
 
     def errors(self) -> str:
-        """The distinct error lines since `clear`, joined by "; "."""
-        return "; ".join(dict.fromkeys(self._errors))
+        """The distinct error lines since `clear`, tidied, joined by "; "."""
+        return tidy(self._errors)
 
 
 def describe(functions: Functions, code: int) -> str:
