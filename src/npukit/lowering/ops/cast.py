@@ -11,7 +11,7 @@ from npukit.lowering.emitter import Emitter, NeedsFloat
 from npukit.lowering.registry import Unsupported, lowers
 from npukit.qnn.graph import DType, Tensor
 
-from .forms import elementwise, from_bool, quotient, to_bool
+from .forms import elementwise, from_bool, to_bool, wrapped
 
 _BITS = {  # integer types narrower than int32: (bits, signed)
     ir.DataType.INT16: (16, True),
@@ -24,28 +24,6 @@ _BITS = {  # integer types narrower than int32: (bits, signed)
     ir.DataType.UINT2: (2, False),
 }
 _WIDE = (32, True)
-_FULL_WIDTH = {
-    ir.DataType.INT32: 32,
-    ir.DataType.UINT32: 32,
-    ir.DataType.INT64: 64,
-    ir.DataType.UINT64: 64,
-    ir.DataType.FLOAT: 32,
-    ir.DataType.DOUBLE: 64,
-    ir.DataType.FLOAT16: 16,
-    ir.DataType.BFLOAT16: 16,
-    ir.DataType.BOOL: 8,
-}
-
-
-def wrapped(e: Emitter, x: Tensor, bits: int, signed: bool) -> Tensor:
-    """INT_32 numbers reduced to what `bits` bits hold, modulo 2^bits."""
-    size = 1 << bits
-    if signed:
-        x = e.add(x, size // 2)
-    left = e.sub(x, e.mul(quotient(e, x, size), size))  # the sign of x: lift negatives once more
-    left = e.add(left, size)
-    left = e.sub(left, e.mul(quotient(e, left, size), size))
-    return e.sub(left, size // 2) if signed else left
 
 
 @lowers("Cast", "CastLike")

@@ -149,8 +149,36 @@ def truncated(e: Emitter, x: Tensor) -> Tensor:
 
 
 def quotient(e: Emitter, a: Tensor | float, b: Tensor | float) -> Tensor:
-    """A / b toward zero, INT_32 (both backends' Divide truncates)."""
+    """A / b toward zero, INT_32."""
+    single = b if not isinstance(b, Tensor) else int(b.data.reshape(-1)[0]) if b.data is not None else 0
+    if isinstance(b, Tensor) and (b.data is None or b.data.size != 1):
+        single = 0
+    if "division_by_power_of_two_floors" in e.quirks and single > 1 and int(single) & (int(single) - 1) == 0:
+        return e.sub(0, e.div(a, -single))  # a shift to the right takes the place of the division, unless negative
     return e.div(a, b)
+
+
+def negative(e: Emitter, x: Tensor) -> Tensor:
+    """1 where INT_32 x is below 0, else 0."""
+    return from_bool(e, e.compare("ElementWiseLess", x, 0), DType.INT_32)
+
+
+def floor_quotient(e: Emitter, a: Tensor, b: Tensor) -> Tensor:
+    """A / b toward minus infinity for b > 0, INT_32."""
+    below = negative(e, a)
+    # a + 1 where a is negative, divided toward zero, less 1
+    return e.sub(quotient(e, e.add(a, below), b), below)
+
+
+def wrapped(e: Emitter, x: Tensor, bits: int, signed: bool) -> Tensor:
+    """INT_32 numbers reduced to what `bits` bits (at most 16) hold, modulo 2^bits."""
+    size = 1 << bits
+    if signed:
+        x = e.add(x, size // 2)
+    left = e.sub(x, e.mul(quotient(e, x, size), size))  # the sign of x: negatives are lifted once more
+    left = e.add(left, size)
+    left = e.sub(left, e.mul(quotient(e, left, size), size))
+    return e.sub(left, size // 2) if signed else left
 
 
 def remainder(e: Emitter, a: Tensor, b: Tensor | float) -> Tensor:

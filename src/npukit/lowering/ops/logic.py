@@ -21,13 +21,16 @@ from .forms import (
     bits_of,
     compute,
     elementwise,
+    floor_quotient,
     from_bool,
     in_float,
     maximum,
     minimum,
+    negative,
     quotient,
     rows_sum,
     to_bool,
+    wrapped,
 )
 
 COMPARISONS = {
@@ -183,7 +186,7 @@ def bitwise(e: Emitter, node: ir.Node) -> None:
             if t.shape != shape and np.prod(t.shape) > 1:  # the bits take a first axis: no room for broadcasting
                 t = e.add(t, e.static(np.zeros(shape, np.int32)))
             if signed:
-                sign = _negative(e, t)
+                sign = negative(e, t)
                 for _ in range(2):  # 2^count is added where t is negative, in halves that stay within int32
                     t = e.add(t, e.mul(sign, 1 << (count - 1)))
                 signs.append(e.reshape(sign, (1, int(np.prod(sign.shape)))))
@@ -199,12 +202,6 @@ def bitwise(e: Emitter, node: ir.Node) -> None:
     elementwise(e, node, run)
 
 
-def _negative(e: Emitter, t: Tensor) -> Tensor:
-    """1 where INT_32 t is below 0, else 0; t - t/2, half as large, has a negation even for -2^31."""
-    half = e.sub(t, quotient(e, t, 2))
-    return minimum(e, maximum(e, e.sub(0, half), 0), 1)
-
-
 def _combined(e: Emitter, name: str, a: Tensor, b: Tensor) -> Tensor:
     """Zeros and ones combined by And, Or or Xor in INT_32."""
     if name == "And":
@@ -217,32 +214,52 @@ def _combined(e: Emitter, name: str, a: Tensor, b: Tensor) -> Tensor:
 
 @lowers("BitShift")
 def bit_shift(e: Emitter, node: ir.Node) -> None:
-    """Shift to the left (a product) or to the right (a quotient) by 0 to 30 bits.
+    """Shift to the left (a product) or to the right (a quotient toward minus infinity).
 
     x: T[*A], y: T[*B] -> z: T[*broadcast(A,B)]
-    T: unsigned integer held as int32; a left shift of uint8 and uint16 drops what leaves the type; any order
+    T: integer held as int32. A y below 0 or from the type's width on leaves only the fill: -1 for a right shift of
+    a negative number, 0 else. On HTP a left shift of int32 beyond its range saturates; any order
     """
     bits, signed = width(e.source_dtype(node.inputs[0]))
     left = node.attributes.get_string("direction", "LEFT") == "LEFT"
+    most = min(bits, 32) - 1
+    beyond = most if signed else min(bits, 31)  # a right shift by this much leaves the fill
 
-    def run(e: Emitter, x: list[Tensor]) -> Tensor:
-        if x[1].data is not None:
-            power = e.static(1 << np.clip(x[1].data, 0, 30).astype(np.int32), DType.INT_32)
-        else:
-            power = integer_power(e, 2, x[1])
+    def amounts(e: Emitter, y: Tensor) -> tuple[Tensor, Tensor]:
+        """1 where y is within the width, else 0; and y there, `beyond` elsewhere."""
+        if y.data is not None:
+            inside = (y.data >= 0) & (y.data < bits)
+            known = np.where(inside, y.data, beyond).astype(np.int32)
+            return e.static(inside.astype(np.int32)), e.static(known)
+        lower = from_bool(e, e.compare("ElementWiseGreaterEqual", y, 0), DType.INT_32)
+        within = e.mul(lower, from_bool(e, e.compare("ElementWiseLess", y, bits), DType.INT_32))
+        return within, e.add(e.mul(within, e.sub(y, beyond)), beyond)
+
+    def powers(e: Emitter, y: Tensor) -> list[Tensor]:
+        """2^y as factors that int32 holds: 2^31 is 2^30 times 2."""
+        if y.data is not None:
+            steps = [np.minimum(y.data, 30), np.maximum(y.data, 30) - 30]
+            return [e.static((1 << step).astype(np.int32)) for step in steps if step.any()] or [e.like(1, y)]
+        if beyond < 31:
+            return [integer_power(e, 2, y)]
+        low = minimum(e, y, 30)
+        return [integer_power(e, 2, low), e.add(e.sub(y, low), 1)]
+
+    def run(e: Emitter, t: list[Tensor]) -> Tensor:
+        inside, amount = amounts(e, t[1])
+        result = t[0]
+        for factor in powers(e, amount):
+            if left:
+                result = e.mul(result, factor)
+            else:
+                result = floor_quotient(e, result, factor) if signed else quotient(e, result, factor)
         if not left:
-            return _floor_quotient(e, x[0], power) if signed else quotient(e, x[0], power)
-        result = e.mul(x[0], power)
-        if bits > 16 or signed:
             return result
-        return e.sub(result, e.mul(quotient(e, result, 1 << bits), 1 << bits))
+        if inside.data is None or not inside.data.all():
+            result = e.mul(result, inside)
+        return wrapped(e, result, bits, signed) if bits <= 16 else result
 
     elementwise(e, node, run)
-
-
-def _floor_quotient(e: Emitter, a: Tensor, b: Tensor) -> Tensor:
-    """A / b toward minus infinity for b > 0: (a - (b - 1) where a is negative) / b."""
-    return quotient(e, e.sub(a, e.mul(_negative(e, a), e.sub(b, 1))), b)
 
 
 # -- selection and kinds of floats ----------------------------------------------------------------------------------
@@ -290,7 +307,7 @@ def is_nan(e: Emitter, node: ir.Node) -> None:
     """Whether an element is not a number.
 
     x: T[*D] -> y: bool[*D]
-    T: float; any order
+    T: float; on HTP also everything beyond 65504, which it cannot tell from NaN; any order
     """
     elementwise(e, node, Native("IsNan"), lambda e, x: e.compare("ElementWiseNotEqual", x[0], x[0]))
 
@@ -300,7 +317,7 @@ def is_inf(e: Emitter, node: ir.Node) -> None:
     """Whether an element is infinite; with detect_negative or detect_positive 0, of one sign only.
 
     x: T[*D] -> y: bool[*D]
-    T: float; in float16, and so on HTP, all beyond 65504 is infinite; any order
+    T: float; on HTP everything beyond 65504 is infinite, and with detect_positive also NaN; any order
     """
     negative = bool(node.attributes.get_int("detect_negative", 1))
     positive = bool(node.attributes.get_int("detect_positive", 1))
@@ -310,12 +327,22 @@ def is_inf(e: Emitter, node: ir.Node) -> None:
             return e.compare("ElementWiseEqual", e.unary("ElementWiseAbs", x[0]), math.inf)
         return e.compare("ElementWiseEqual", x[0], math.inf if positive else -math.inf)
 
+    def by_integer(e: Emitter, x: list[Tensor]) -> Tensor:
+        """Whether the number saturates as INT_32; NaN becomes the largest."""
+        number = e.cast(x[0], DType.INT_32)
+        found = []
+        if positive:
+            found.append(e.compare("ElementWiseGreater", number, 65504))
+        if negative:
+            found.append(e.compare("ElementWiseLess", number, -65504))
+        return found[0] if len(found) == 1 else compute(e, Native(LOGIC["Or"]), found)
+
     if not negative and not positive:
         shape = e.shape(node.outputs[0])
         e.bind(node.outputs[0], e.static(np.zeros(shape, bool), DType.BOOL_8))
         return
     native = Native("IsInf", {"detect_negative": negative, "detect_positive": positive})
-    elementwise(e, node, native, compared)
+    elementwise(e, node, *([by_integer] if "is_inf_fails" in e.quirks else [native, compared]))
 
 
 @lowers("Trilu")
@@ -347,3 +374,32 @@ def trilu(e: Emitter, node: ir.Node) -> None:
         e.bind(node.outputs[0], masked(e.reshape(x, (rows, *x.shape[-2:]))))
 
     e.forms(lambda: e.bind(node.outputs[0], masked(x)), merged)
+
+
+@lowers("Det")
+def det(e: Emitter, node: ir.Node) -> None:
+    """Determinant of 1x1, 2x2 or 3x3 matrices, written out.
+
+    x: T[*B,M,M] -> y: T[*B]
+    T: float; M up to 3
+    """
+    shape = e.shape(node.inputs[0])
+    size = shape[-1]
+    if size > 3:
+        raise Unsupported(f"the determinant of {size}x{size} matrices", hint="at most 3x3")
+    count = int(np.prod(shape[:-2]))
+    x = e.reshape(e.get(node.inputs[0]), (count, size * size))
+    cell = [[e.slice(x, 1, i * size + j, i * size + j + 1) for j in range(size)] for i in range(size)]
+
+    def minor(a: int, b: int) -> Tensor:
+        """Determinant of the last two rows' columns a and b."""
+        return e.sub(e.mul(cell[-2][a], cell[-1][b]), e.mul(cell[-2][b], cell[-1][a]))
+
+    if size == 1:
+        result = cell[0][0]
+    elif size == 2:
+        result = minor(0, 1)
+    else:
+        first, second, third = (e.mul(cell[0][k], minor(*sorted({0, 1, 2} - {k}))) for k in range(3))
+        result = e.add(e.sub(first, second), third)
+    e.bind(node.outputs[0], result)
