@@ -24,6 +24,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from npukit import worker
 from npukit.errors import ArtifactError, GraphError, NativeError
 from npukit.qnn.api import declarations as c
 from npukit.qnn.api.libraries import Functions, Loaded, find
@@ -375,6 +376,7 @@ class _Dlc:
 
     def __init__(self, path: Path, functions: Functions) -> None:
         self.handle = c_void_p()
+        worker.note(f"systemDlcCreateFromFile of {path.name}")
         code = functions.systemDlcCreateFromFile(None, os.fsencode(path), byref(self.handle)) & c.ERROR_MASK
         if code:
             what = f"libQnnSystem cannot open the DLC: {code} {c.error_symbol(code)}"
@@ -435,6 +437,7 @@ def _compose(
     table.slots[:] = recorder.addresses
     compose = c.compose_prototype(table_type)(functions.address("systemDlcComposeGraphs"))
     graphs, count = POINTER(c.GraphInfo)(), c_uint32()
+    worker.note(f"composeGraphs of {path.name}")
     backend, context = c_void_p(1), c_void_p(2)  # opaque to the library; it only hands them back to us
     code = compose(dlc.handle, None, 0, backend, context, table, 1, byref(graphs), byref(count)) & c.ERROR_MASK
     recorder.check(str(path))
@@ -459,3 +462,72 @@ def _release(graphs: Any) -> None:
         free = ctypes.CDLL(None).free
         free.argtypes, free.restype = [c_void_p], None
         free(cast(graphs, c_void_p))
+
+
+# --- model libraries ---
+
+_MODEL_SLOTS: Final = 96
+_OWN_SLOTS: Final = 25  # up to and including tensorCreateGraphTensor, the last that a model library calls
+
+
+class _ModelTable(ctypes.Structure):
+    """The bare function table that a model library takes by value.
+
+    Its size is fixed when the library is compiled (62 to 75 slots so far), and what follows it are a debug flag, a
+    logger and a log level. With a larger table whose slots from 25 on are zero, those arguments read as zero
+    whatever the size (qnn_more.md section 9).
+    """
+
+    _fields_ = [("slots", c_void_p * _MODEL_SLOTS)]
+
+
+_ModelGraphs = POINTER(POINTER(c.ModelGraphInfo))
+
+
+def capture_library(path: Path | str) -> Model:
+    """Every graph of a model library (.so, .dll, as the model-lib generator makes), constants copied.
+
+    Loading such a library runs the code in it in this process: callers do this in a worker, and only for a file that
+    the user named.
+
+    Raises:
+        ArtifactError: it is no model library, or builds what no graph can be.
+        NativeError: it cannot be loaded here, or fails.
+    """
+    path = Path(path).absolute()
+    worker.note(f"load the model library {path.name}")
+    try:
+        library = ctypes.CDLL(str(path))
+    except OSError as error:
+        raise NativeError(f"the library cannot be loaded: {error}", where=str(path), hint=_OTHER_MACHINE) from error
+    try:
+        compose = library.QnnModel_composeGraphs
+    except AttributeError:
+        what = "this is no model library: it has no QnnModel_composeGraphs"
+        raise ArtifactError(what, where=str(path)) from None
+    recorder = _Recorder(_Mapping(path, library, copy=True), _OWN_SLOTS)
+    graphs, count = _ModelGraphs(), c_uint32()
+    table = _ModelTable()
+    table.slots[:_OWN_SLOTS] = recorder.addresses
+    tail: list[Any] = [POINTER(_ModelGraphs), POINTER(c_uint32), ctypes.c_bool, c_void_p, ctypes.c_int]
+    compose.argtypes = [c_void_p, _ModelTable, c_void_p, c_void_p, c_uint32, *tail]
+    compose.restype = ctypes.c_int
+    worker.note(f"QnnModel_composeGraphs of {path.name}")
+    code = compose(c_void_p(1), table, c_void_p(2), None, 0, byref(graphs), byref(count), False, None, 0)
+    recorder.check(str(path))
+    if code:
+        raise NativeError(f"QnnModel_composeGraphs failed: {code}", where=str(path))
+    order = {}
+    for i in range(count.value if graphs else 0):
+        info = graphs[i].contents
+        order[text(info.name)] = (
+            [text(info.inputs[k].name) for k in range(info.numInputs)],
+            [text(info.outputs[k].name) for k in range(info.numOutputs)],
+        )
+    model = recorder.model(order)
+    if not model.graphs:
+        raise ArtifactError("the model library builds no graph", where=str(path))
+    return model
+
+
+_OTHER_MACHINE: Final = "it may be made for another processor, or need a library that is not installed"
