@@ -7,6 +7,9 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import subprocess
+import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +18,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from npukit import files
+from npukit.artifacts import context, dlc
 from npukit.artifacts import stamp as stamps
 from npukit.artifacts.stamp import IoTensor, Stamp, native_stamp
-from npukit.errors import ArtifactError
+from npukit.errors import ArtifactError, GraphError, NpukitError, UsageError
 from npukit.qnn.graph import DType, Encoding, Graph, Model, Tensor, TensorKind
+from npukit.targets import target
+from tests.sample_graphs import assert_same, cnn, quantized
 
 STAMP = Stamp(
     npukit_version="0.1.0",
@@ -152,3 +159,224 @@ def test_every_stamp_field_has_a_reader() -> None:
         (Encoding, stamps._ENCODING_READERS),
     ):
         assert {f.name for f in dataclasses.fields(kind)} == set(readers)
+
+
+# --- DLCs ---
+
+
+def written(path: Path, graph: Graph) -> tuple[Path, Stamp]:
+    model = Model({graph.name: graph})
+    stamp = dataclasses.replace(native_stamp(model), npukit_version="0.1.0", source_name="m.onnx")
+    dlc.write(model, path, stamp)
+    return path, stamp
+
+
+@pytest.fixture(scope="module")
+def sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return written(tmp_path_factory.mktemp("dlc") / "m.dlc", cnn())[0]
+
+
+@pytest.mark.native
+@pytest.mark.parametrize("graph", [cnn(), quantized()], ids=["float", "quantized"])
+def test_a_dlc_reads_back_with_its_stamp(tmp_path: Path, graph: Graph) -> None:
+    path, stamp = written(tmp_path / "m.dlc", graph)
+    model, found = dlc.read(path)
+    assert found == Stamp.from_json(stamp.to_json())
+    assert_same(model.graphs[graph.name], graph)
+    assert [t.name for t in model.graphs[graph.name].inputs] == [t.name for t in graph.inputs]
+    assert str(model.metadata["qairt_build"]).startswith("2.")
+    assert [entry.name for entry in dlc.members(path)][-1] == "npukit.json"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["m.dlc"]
+
+
+@pytest.mark.native
+def test_the_contract_may_name_inputs_that_no_op_reads(tmp_path: Path) -> None:
+    graph = cnn()
+    graph.inputs.insert(0, Tensor("unused", DType.FLOAT_32, (4,), TensorKind.APP_WRITE))
+    path, stamp = written(tmp_path / "m.dlc", graph)
+    model, found = dlc.read(path)
+    assert found is not None
+    assert [io.tensor for io in found.inputs] == ["unused", "z", "x"]
+    assert [t.name for t in model.graphs["cnn"].inputs] == ["z", "x"]
+
+
+@pytest.mark.native
+def test_a_stamp_of_another_graph_is_refused(tmp_path: Path) -> None:
+    other = native_stamp(Model({"q": quantized()}))
+    dlc.write(Model({"cnn": cnn()}), tmp_path / "m.dlc", dataclasses.replace(other, outputs=()))
+    with pytest.raises(ArtifactError, match="disagree about the inputs or outputs"):
+        dlc.read(tmp_path / "m.dlc")
+
+
+WRITE = """
+import sys
+from pathlib import Path
+from npukit.artifacts import context, dlc
+from npukit.artifacts.stamp import native_stamp
+from npukit.qnn.graph import Model
+from npukit.targets import target
+from tests.sample_graphs import quantized
+model = Model({"q": quantized()})
+if sys.argv[1].endswith(".dlc"):
+    dlc.write(model, sys.argv[1], native_stamp(model))
+else:
+    context.compile(model, target("sm8650"), sys.argv[1], native_stamp(model))
+"""
+
+
+@pytest.mark.native
+@pytest.mark.parametrize("kind", ["dlc", "bin"])
+def test_two_processes_write_the_same_bytes(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths = [tmp_path / f"{i}.{kind}" for i in range(2)]
+    for path in paths:
+        subprocess.run(
+            [sys.executable, "-c", WRITE, path], check=True, cwd=Path(__file__).parents[1], stdout=subprocess.DEVNULL
+        )
+    assert paths[0].read_bytes() == paths[1].read_bytes()
+    if kind == "bin":
+        assert context.sidecar(paths[0]).read_bytes() == context.sidecar(paths[1]).read_bytes()
+
+
+@pytest.mark.native
+def test_source_date_epoch_is_the_date_inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "1700000000")
+    path, _ = written(tmp_path / "m.dlc", cnn())
+    metadata = dlc.read_info(path).metadata
+    assert metadata["header"]["timestamp"] == "2023-11-14 22:13:20 UTC"
+    assert "1980" not in json.dumps(metadata)
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "nonsense")
+    assert dlc.source_date().year == 1980
+
+
+@pytest.mark.native
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
+    graph = cnn()
+    graph.ops[1].type = "NoSuchOp"
+    (tmp_path / "m.dlc").write_bytes(b"old")
+    with pytest.raises(GraphError, match="NoSuchOp"):
+        written(tmp_path / "m.dlc", graph)
+    assert (tmp_path / "m.dlc").read_bytes() == b"old"
+    assert len(list(tmp_path.iterdir())) == 1
+    with pytest.raises(NpukitError, match="no such file or folder"):
+        written(tmp_path / "missing" / "m.dlc", cnn())
+
+
+def repacked(source: Path, path: Path, *, drop: str = "", method: int = zipfile.ZIP_STORED, **extra: bytes) -> Path:
+    data = source.read_bytes()
+    with zipfile.ZipFile(path, "w", method) as archive:
+        for entry in files.zip_entries(data):
+            if entry.name != drop and entry.name not in extra:
+                archive.writestr(entry.name, files.zip_read(data, entry, limit=1 << 20))
+        for name, content in extra.items():
+            archive.writestr(name, content)
+    return path
+
+
+@pytest.mark.native
+@pytest.mark.parametrize("member", ["model", "model.params", "model.params.bin"])
+def test_a_dlc_without_a_member_is_refused(sample: Path, tmp_path: Path, member: str) -> None:
+    with pytest.raises(ArtifactError, match=f"(lacks|no member) .?{member}"):
+        dlc.read(repacked(sample, tmp_path / "m.dlc", drop=member))
+
+
+@pytest.mark.native
+def test_a_repacked_dlc(sample: Path, tmp_path: Path) -> None:
+    assert_same(dlc.read(repacked(sample, tmp_path / "a.dlc"))[0].graphs["cnn"], cnn())
+    with pytest.raises(ArtifactError, match="is compressed"):
+        dlc.read(repacked(sample, tmp_path / "b.dlc", method=zipfile.ZIP_DEFLATED))
+    with pytest.raises(ArtifactError, match="stamp cannot be read"):
+        dlc.read(repacked(sample, tmp_path / "c.dlc", **{"npukit.json": b"{}"}))
+    odd = {"dlc.metadata2.2.0": b'{"dlcGenerationInfo": [{"converterCommand": 7}]}'}
+    assert dlc.read_info(repacked(sample, tmp_path / "d.dlc", **odd)).converter == ""
+    assert dlc.read_info(repacked(sample, tmp_path / "e.dlc", **{"dlc.metadata2.2.0": b"a=1"})).metadata == {}
+
+
+@pytest.mark.native
+def test_truncated_dlcs_and_other_files_are_refused_before_native_code(sample: Path, tmp_path: Path) -> None:
+    data = sample.read_bytes()
+    path = tmp_path / "m.dlc"
+    for size in (0, 1, 100, len(data) // 2, len(data) - 1):
+        path.write_bytes(data[:size])
+        with pytest.raises(ArtifactError, match="not a sound zip"):
+            dlc.check(path)
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("word/document.xml", "")
+    with pytest.raises(ArtifactError, match="not a DLC"):
+        dlc.check(path)
+    with pytest.raises(NpukitError, match="no such file"):
+        dlc.check(tmp_path / "gone.dlc")
+
+
+# --- context binaries ---
+
+
+@pytest.fixture(scope="module")
+def binary(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("context") / "m.bin"
+    model = Model({"q": quantized()})
+    context.compile(model, target("sm8650"), path, native_stamp(model))
+    return path
+
+
+@pytest.mark.native
+def test_a_context_binary_describes_itself(binary: Path) -> None:
+    info, stamp = context.read(binary)
+    assert stamp == native_stamp(Model({"q": quantized()}))
+    assert (info.backend, info.soc_model, info.arch) == ("htp", 57, 75)
+    assert info.core_version[0] == 2
+    (graph,) = info.model.graphs.values()
+    original = quantized()
+    for found, expected in ((graph.inputs, original.inputs), (graph.outputs, original.outputs)):
+        for a, b in zip(found, expected, strict=True):
+            assert (a.name, a.dtype, a.shape, a.kind) == (b.name, b.dtype, b.shape, b.kind)
+            assert a.encoding is not None
+            assert b.encoding is not None
+            assert np.float32(a.encoding.scale) == np.float32(b.encoding.scale)
+            assert a.encoding.offset == b.encoding.offset
+
+
+@pytest.mark.native
+def test_a_changed_binary_or_sidecar_is_refused(binary: Path, tmp_path: Path) -> None:
+    path = tmp_path / "m.bin"
+    data = bytearray(binary.read_bytes())
+    path.write_bytes(data)
+    assert context.read(path)[1] is None
+    text = context.sidecar(binary).read_text()
+    context.sidecar(path).write_text(text)
+    assert context.read(path)[1] is not None
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(ArtifactError, match="SHA-256 differs"):
+        context.read(path)
+    for damaged in ("", "{}", text[:-20], text.replace('artifact_sha256":"', 'artifact_sha256":"x')):
+        context.sidecar(path).write_text(damaged)
+        with pytest.raises(ArtifactError, match="sidecar"):
+            context.read(path)
+
+
+@pytest.mark.native
+def test_files_that_are_no_context_binary(tmp_path: Path) -> None:
+    path = tmp_path / "m.bin"
+    for data in (b"", b"nonsense", bytes(10_000)):
+        path.write_bytes(data)
+        with pytest.raises(ArtifactError):
+            context.read(path)
+
+
+@pytest.mark.native
+def test_compiling_for_what_cannot_hold_it(tmp_path: Path) -> None:
+    model = Model({"cnn": cnn()})
+    with pytest.raises(UsageError, match="qnn-cpu is none"):
+        context.compile(model, target("qnn-cpu"), tmp_path / "m.bin")
+    with pytest.raises(GraphError, match="qcs6490 cannot hold") as caught:
+        context.compile(model, target("qcs6490"), tmp_path / "m.bin")
+    assert {fault.where for fault in caught.value.faults} >= {"graph cnn, op conv (Conv2d)"}
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_writing_without_stamp_removes_the_old_sidecar(tmp_path: Path) -> None:
+    context.write(b"1", tmp_path / "m.bin", Stamp("0.1.0"))
+    assert context.read_sidecar(tmp_path / "m.bin") == Stamp("0.1.0")
+    context.write(b"2", tmp_path / "m.bin")
+    assert context.read_sidecar(tmp_path / "m.bin") is None
+    assert [p.name for p in tmp_path.iterdir()] == ["m.bin"]
