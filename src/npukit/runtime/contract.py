@@ -476,27 +476,31 @@ def held_ports(tensors: Sequence[Tensor]) -> list[Port]:
 
 
 def ignored_ports(stamp: Stamp, graph: Graph) -> tuple[Port, ...]:
-    """The stamp's inputs that no tensor holds, because no output depends on them."""
-    entries = [io for io in stamp.inputs if io.graph in ("", graph.name) and not io.tensor]
+    """The stamp's inputs that are in the contract but not in the graph, because no op reads them."""
+    present = {tensor.name for tensor in graph.inputs}
+    entries = [io for io in stamp.inputs if io.graph in ("", graph.name) and io.tensor not in present]
     return tuple(Port(io.name, numpy_name(io.dtype), io.shape, "", None, io.shape) for io in entries)
 
 
 def ports_of(stamp: Stamp, graph: Graph, side: str) -> list[Port]:
     """The stamp's `side` ("inputs" or "outputs") as ports of `graph`, in the stamp's order.
 
+    Inputs that the graph lacks are left out, see `ignored_ports`; every tensor of the graph must be described.
+
     Raises:
         ArtifactError: stamp and graph do not belong together; every difference is listed.
     """
     tensors: dict[str, Tensor] = {t.name: t for t in (graph.inputs if side == "inputs" else graph.outputs)}
     unknown = set(tensors)
-    entries = [io for io in getattr(stamp, side) if io.graph in ("", graph.name) and io.tensor]
+    entries = [io for io in getattr(stamp, side) if io.graph in ("", graph.name)]
     faults: list[Fault] = []
     ports: list[Port] = []
     for io in entries:
         tensor = tensors.get(io.tensor)
         if tensor is None:
-            hint = nearest(io.tensor, tensors)
-            faults.append(Fault(f"the graph has no tensor {io.tensor!r}", where=io.name, hint=hint))
+            if side == "outputs":
+                hint = nearest(io.tensor, tensors)
+                faults.append(Fault(f"the graph has no tensor {io.tensor!r}", where=io.name, hint=hint))
             continue
         unknown.discard(io.tensor)
         if tensor.dtype.name != io.held_dtype:

@@ -10,7 +10,6 @@ else V73, on which everything portable must hold.
 from __future__ import annotations
 
 import contextlib
-import mmap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,7 +18,7 @@ import numpy as np
 
 from npukit import targets
 from npukit.errors import Fault, GraphError, ModelError, UsageError, nearest
-from npukit.qnn.api.backend import Backend, Context
+from npukit.qnn.api.backend import Backend, Context, on_device
 from npukit.qnn.api.execution import Event, GraphHandle, Profile
 from npukit.qnn.api.native import quiet_fds
 from npukit.qnn.graph import Graph, Model
@@ -29,6 +28,7 @@ from npukit.worker import in_worker, note
 
 if TYPE_CHECKING:
     from npukit.artifacts.stamp import Stamp
+    from npukit.qnn.api.system import BinaryInfo
 
 _MAX_FAULTS = 50  # ops named in one refusal
 
@@ -76,17 +76,23 @@ def _pick(names: list[str], name: str | None, where: str) -> str:
 
 
 def _target(request: Request, stamp: Stamp | None) -> targets.Target | None:
-    """The target whose device is used; None for the CPU, which has no devices."""
+    """The target whose device is used; None for the CPU, which has no devices, and for a board's own NPU."""
     if request.backend == "qnn-cpu":
         return None
     if request.target is not None and request.target != targets.PORTABLE:
-        chosen = targets.target(request.target)
-        if chosen.backend != request.backend:
-            raise UsageError(f"target {chosen.name} has no {request.backend}", where="target", hint=chosen.notes)
-        return chosen
+        return _named(request.target, request.backend)
+    if on_device():
+        return None
     stamped = [targets.TARGETS.get(name) for name in (stamp.targets if stamp else ())]
     fit = [row for row in [*stamped, *targets.portable()] if row is not None and row.backend == request.backend]
     return fit[0]
+
+
+def _named(name: str, backend: str) -> targets.Target:
+    chosen = targets.target(name)
+    if chosen.backend != backend:
+        raise UsageError(f"target {chosen.name} has no {backend}", where="target", hint=chosen.notes)
+    return chosen
 
 
 def _from_onnx(request: Request) -> QnnEngine:
@@ -95,10 +101,11 @@ def _from_onnx(request: Request) -> QnnEngine:
     from npukit.frontends.onnx import load
     from npukit.lowering import lower
 
-    target = _target(request, None) or targets.TARGETS["qnn-cpu"]
+    device = _target(request, None)
+    target = device or next(row for row in targets.portable() if row.backend == request.backend)
     path = None if request.path is None else Path(request.path)
     normalized = load(path if path is not None else onnx.load_from_string(request.content or b""))
-    backend = _backend(request.backend, target)
+    backend = _backend(request.backend, device.soc_id if device else None)
     try:
         lowered = lower(normalized.model, (target,), None, {target.name: backend.validate})
         if any(array is None for array in lowered.folded.values()):
@@ -119,16 +126,19 @@ def _from_onnx(request: Request) -> QnnEngine:
 
 
 def _from_binary(request: Request, path: Path) -> QnnEngine:
-    stamp = _sidecar(path)
-    backend = _backend(request.backend, _target(request, stamp))
+    from npukit.artifacts import context as contexts
+    from npukit.files import map_file
+
+    info, stamp = contexts.read(path)
+    if info.backend != request.backend.removeprefix("qnn-"):
+        made_for = f"qnn-{info.backend}" if info.backend else f"an unknown backend (id {info.backend_id})"
+        raise UsageError(f"the context binary is for {made_for}, not for {request.backend}", where=path.name)
+    name = _pick(list(info.model.graphs), request.graph, path.name)
+    backend = _backend(request.backend, _binary_soc(request, info, path.name))
     try:
-        with open(path, "rb") as file:
-            data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         with _quiet():
-            context = Context.from_binary(backend, data)
-        data.close()
-        name = _pick(context.graphs, request.graph, path.name)
-        handle = context.graph(name)
+            context = Context.from_binary(backend, map_file(path))
+            handle = context.graph(name)
         graph = Graph(name, handle.inputs, handle.outputs)
         return QnnEngine.ready(request.backend, backend, handle, graph, stamp, "compiled into the context binary")
     except BaseException:
@@ -136,15 +146,26 @@ def _from_binary(request: Request, path: Path) -> QnnEngine:
         raise
 
 
-def _sidecar(path: Path) -> Stamp | None:
-    from npukit.artifacts import context
+def _binary_soc(request: Request, info: BinaryInfo, where: str) -> int | None:
+    """The SoC to load a context binary for: the one it was made for, unless another of the same arch is asked for.
 
-    return context.read_stamp(path)
+    The emulator does not look whether they match; a chip refuses with a bare number.
+    """
+    if request.target is None or request.target == targets.PORTABLE:
+        return None if on_device() else info.soc_model or targets.portable()[-1].soc_id
+    chosen = _named(request.target, request.backend)
+    if info.arch and chosen.arch != info.arch:
+        raise UsageError(
+            f"the context binary was compiled for Hexagon V{info.arch}, {chosen.name} has V{chosen.arch}",
+            where=where,
+            hint=f"compile the DLC for it: npukit compile MODEL.dlc --target {chosen.name}",
+        )
+    return chosen.soc_id
 
 
-def _backend(name: str, target: targets.Target | None) -> Backend:
+def _backend(name: str, soc_id: int | None) -> Backend:
     with _quiet():
-        return Backend(name.removeprefix("qnn-"), soc_id=target.soc_id if target else None)
+        return Backend(name.removeprefix("qnn-"), soc_id=soc_id)
 
 
 def _quiet() -> contextlib.AbstractContextManager[None]:
@@ -168,7 +189,7 @@ def _compose(backend: Backend, graph: Graph) -> GraphHandle:
                 faults=faults[:_MAX_FAULTS],
                 hint="convert the source model for this target: npukit convert --target",
             )
-        handle = backend.context().add_graph(graph)
+        handle = backend.context().add_graph(graph, validate=False)
         handle.finalize()
     return handle
 
@@ -211,7 +232,7 @@ class QnnEngine:
         cls, name: str, graph: Graph, stamp: Stamp | None, target: targets.Target | None, where: str
     ) -> QnnEngine:
         """Make `graph` ready on a backend of its own; raises as `open_engine`."""
-        backend = _backend(name, target)
+        backend = _backend(name, target.soc_id if target else None)
         try:
             handle = _compose(backend, graph)
             return cls.ready(name, backend, handle, graph, stamp, f"composed from {where}, every op validated")
