@@ -33,6 +33,8 @@ from ctypes import (
 )
 from typing import Any, Final
 
+from npukit.qnn.api.codes import error_symbol as error_symbol
+
 SUCCESS: Final = 0
 UNDEFINED: Final = 0x7FFFFFFF
 ERROR_MASK: Final = 0xFFFF  # the code is in the low 16 bits of the returned uint64
@@ -575,52 +577,3 @@ def format_log(template: int, arguments: int, limit: int = 16384) -> str:
     buffer = ctypes.create_string_buffer(limit)
     _vsnprintf(buffer, limit - 1, template, arguments)
     return buffer.value.decode("utf-8", "replace").rstrip("\n")
-
-
-# ------------------------------------------------------------------------------------ error codes
-
-ERROR_SYMBOLS: Final = {
-    1000: "QNN_COMMON_ERROR_NOT_SUPPORTED",
-    1002: "QNN_COMMON_ERROR_MEM_ALLOC",
-    1003: "QNN_COMMON_ERROR_SYSTEM",
-    1004: "QNN_COMMON_ERROR_INVALID_ARGUMENT",
-    1005: "QNN_COMMON_ERROR_OPERATION_NOT_PERMITTED",
-    1006: "QNN_COMMON_ERROR_PLATFORM_NOT_SUPPORTED",
-    1007: "QNN_COMMON_ERROR_SYSTEM_COMMUNICATION",
-    1008: "QNN_COMMON_ERROR_INCOMPATIBLE_BINARIES",
-    1009: "QNN_COMMON_ERROR_LOADING_BINARIES",
-    1010: "QNN_COMMON_ERROR_RESOURCE_UNAVAILABLE",
-    1011: "QNN_COMMON_ERROR_SYSTEM_COMMUNICATION_FATAL",
-    1100: "QNN_COMMON_ERROR_GENERAL",
-    3110: "QNN_OP_PACKAGE_ERROR_VALIDATION_FAILURE",
-    4000: "QNN_BACKEND_ERROR_CANNOT_INITIALIZE",
-    4004: "QNN_BACKEND_ERROR_INVALID_ARGUMENT",
-    4005: "QNN_BACKEND_ERROR_OP_PACKAGE_NOT_FOUND",
-    5000: "QNN_CONTEXT_ERROR_INVALID_ARGUMENT",
-    5003: "QNN_CONTEXT_ERROR_NOT_FINALIZED",
-    5004: "QNN_CONTEXT_ERROR_BINARY_VERSION",
-    5005: "QNN_CONTEXT_ERROR_CREATE_FROM_BINARY",
-    6000: "QNN_GRAPH_ERROR_INVALID_ARGUMENT",
-    6001: "QNN_GRAPH_ERROR_INVALID_HANDLE",
-    6003: "QNN_GRAPH_ERROR_INVALID_NAME",
-    6004: "QNN_GRAPH_ERROR_INVALID_TENSOR",
-    6005: "QNN_GRAPH_ERROR_INVALID_OP_CONFIG",
-    6007: "QNN_GRAPH_ERROR_UNCONNECTED_NODE",
-    6020: "QNN_GRAPH_ERROR_CREATE_FAILED",
-    6021: "QNN_GRAPH_ERROR_OPTIMIZATION_FAILED",
-    6022: "QNN_GRAPH_ERROR_FINALIZE_FAILED",
-    6023: "QNN_GRAPH_ERROR_GRAPH_NOT_FINALIZED",
-    6024: "QNN_GRAPH_ERROR_GRAPH_FINALIZED",
-    7001: "QNN_TENSOR_ERROR_INVALID_HANDLE",
-    7004: "QNN_TENSOR_ERROR_INVALID_TENSOR_PARAM",
-    7005: "QNN_TENSOR_ERROR_UNSUPPORTED_TENSOR_PARAM",
-    12002: "QNN_PROFILE_ERROR_INCOMPATIBLE_EVENT",
-    14001: "QNN_DEVICE_ERROR_INVALID_CONFIG",
-    14002: "QNN_DEVICE_ERROR_HARDWARE_UNAVAILABLE",
-}
-"""Symbols of the codes we have met, as libQnnCpu 2.3.0's own errorGetMessage names them."""
-
-
-def error_symbol(code: int) -> str:
-    """The vendor's symbol for the low 16 bits of `code`, or "unknown code"."""
-    return ERROR_SYMBOLS.get(code & ERROR_MASK, "unknown code")
