@@ -261,6 +261,16 @@ def test_context_binary_round_trip(backend):
             loaded.graph("onee")
 
 
+def test_a_context_binary_of_another_backend_is_refused():
+    with quiet_fds(), _backend("cpu") as cpu, _backend("htp") as htp, htp.context() as context:
+        context.add_graph(_relu()).finalize()
+        data = context.binary()
+        with pytest.raises(ArtifactError, match="backend 6, not 3"):
+            Context.from_binary(cpu, data)
+        with pytest.raises(NpukitError):
+            Context.from_binary(htp, data[: len(data) // 2])
+
+
 @pytest.mark.parametrize("data", [b"", b"not a context binary" * 50])
 def test_what_is_no_context_binary_is_refused(backend, data):
     with pytest.raises(ArtifactError, match="no context binary"):

@@ -290,7 +290,7 @@ class Context:
         The library checks little: a flipped byte goes unnoticed. Callers compare a hash first. Raises ArtifactError for
         what is no context binary of this backend, NativeError where the library refuses it.
         """
-        stored = binary_graphs(data, system=system)
+        stored = binary_graphs(data, backend.library.load().backend_id, system=system)
         view = np.frombuffer(data, np.uint8)
         handle = c_void_p()
         worker.note(f"contextCreateFromBinary of {view.nbytes} bytes")

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from npukit import worker
-from npukit.errors import ArtifactError, NativeError
+from npukit.errors import ArtifactError, GraphError, NativeError
 from npukit.qnn.api import declarations as d
 from npukit.qnn.api import libraries, marshal
 from npukit.qnn.api.libraries import Library
@@ -20,6 +20,8 @@ from npukit.qnn.api.native import LOCK, describe
 from npukit.qnn.graph import Tensor
 
 Buffer = bytes | bytearray | memoryview | mmap.mmap
+
+_MOST = 65_536  # graphs, inputs, outputs
 
 
 @dataclass(frozen=True)
@@ -31,8 +33,8 @@ class BinaryGraph:
     outputs: tuple[tuple[Tensor, int], ...]
 
 
-def binary_graphs(data: Buffer, *, system: Library | None = None) -> list[BinaryGraph]:
-    """Reads the graphs of a context binary with libQnnSystem. ArtifactError for what is none."""
+def binary_graphs(data: Buffer, backend_id: int, *, system: Library | None = None) -> list[BinaryGraph]:
+    """Reads the graphs of a context binary of that backend with libQnnSystem. ArtifactError for what is none."""
     library = libraries.find("system") if system is None else system
     functions = library.load().functions
     view = np.frombuffer(data, np.uint8)
@@ -48,25 +50,33 @@ def binary_graphs(data: Buffer, *, system: Library | None = None) -> list[Binary
             if code or not info:
                 reason = f"error {describe(functions, code)}"
                 raise ArtifactError(f"this is no context binary that {library.path.name} can read ({reason})")
-            return _graphs(info.contents)
+            return _graphs(info.contents, backend_id)
+        except (ValueError, GraphError) as error:  # a NULL pointer, or a tensor that cannot be
+            raise ArtifactError(f"the context binary is damaged: {error}") from error
         finally:
             functions.systemContextFree(handle)
 
 
-def _graphs(info: d.BinaryInfo) -> list[BinaryGraph]:
+def _graphs(info: d.BinaryInfo, backend_id: int) -> list[BinaryGraph]:
     if info.version != 3:
         raise ArtifactError(f"the context binary's description has version {info.version}, npukit knows 3")
-    found = []
-    for i in range(info.numGraphs):
-        graph = info.graphs[i]
-        found.append(
-            BinaryGraph(
-                graph.name.decode("utf-8", "replace"),
-                tuple(_tensor(graph.inputs[j]) for j in range(graph.numInputs)),
-                tuple(_tensor(graph.outputs[j]) for j in range(graph.numOutputs)),
-            )
+    if info.backendId != backend_id:
+        raise ArtifactError(f"the context binary is for the QNN backend {info.backendId}, not {backend_id}")
+    graphs = [info.graphs[i] for i in range(_bounded(info.numGraphs))]
+    return [
+        BinaryGraph(
+            graph.name.decode("utf-8", "replace"),
+            tuple(_tensor(graph.inputs[i]) for i in range(_bounded(graph.numInputs))),
+            tuple(_tensor(graph.outputs[i]) for i in range(_bounded(graph.numOutputs))),
         )
-    return found
+        for graph in graphs
+    ]
+
+
+def _bounded(count: int) -> int:
+    if count > _MOST:
+        raise ValueError(f"it counts {count} graphs or tensors")
+    return count
 
 
 def _tensor(source: d.Tensor) -> tuple[Tensor, int]:
