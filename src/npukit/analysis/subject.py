@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from npukit.errors import NpukitError, UsageError, nearest
+from npukit.errors import UsageError, nearest
 from npukit.qnn.graph import Encoding, Graph, Param, Tensor, TensorKind
 
 if TYPE_CHECKING:
@@ -191,7 +191,7 @@ def _onnx_graph(graph: ir.Graph) -> GraphView:
 
 
 def _onnx_tensor(value: ir.Value) -> TensorView:
-    dtype = "" if value.dtype is None else value.dtype.name.lower().replace("float", "float")
+    dtype = "" if value.dtype is None else value.dtype.name.lower()
     dtype = {"float": "float32", "double": "float64"}.get(dtype, dtype)
     shape: tuple[int | str | None, ...] = ()
     if value.shape is not None:
@@ -258,7 +258,7 @@ def _read_dlc(path: Path) -> Subject:
     from npukit.artifacts import dlc
 
     model, stamp = dlc.read(path)
-    facts = {key: value for key, value in model.metadata.items() if isinstance(value, str | int | float)}
+    facts = {"QAIRT build": model.metadata.get("qairt_build"), "converter": model.metadata.get("converter")}
     parts = [(member.name, member.size) for member in dlc.members(path)]
     graphs = [graph_view(graph) for graph in model.graphs.values()]
     return Subject(path, "dlc", path.stat().st_size, "", graphs, facts, stamp, parts)
@@ -268,13 +268,30 @@ def _read_context(path: Path) -> Subject:
     from npukit.artifacts import context
 
     info, stamp = context.read(path)
-    facts, graphs = context_facts(info)
+    version = ".".join(map(str, info.core_version))
+    facts = {
+        "backend": info.backend,
+        "QAIRT build": info.build_id,
+        "QNN core API": version,
+        "SoC": _soc(info.soc_model),
+        "Hexagon": f"V{info.arch}" if info.arch else None,
+        "VTCM MB": ", ".join(f"{name} {mb}" for name, mb in info.vtcm_mb.items()),
+        "blob": f"{info.blob_size} bytes, version {'.'.join(map(str, info.blob_version))}",
+    }
+    graphs = []
+    for graph in info.model.graphs.values():
+        view = graph_view(graph)
+        view.ops = None
+        graphs.append(view)
     return Subject(path, "context", path.stat().st_size, "", graphs, facts, stamp)
 
 
-def context_facts(info: Any) -> tuple[dict[str, Any], list[GraphView]]:
-    """Facts and graphs of a context binary's description."""
-    raise NotImplementedError
+def _soc(model: int) -> str:
+    """A SoC id with the chips that have it."""
+    from npukit.targets import by_soc_id
+
+    names = ", ".join(by_soc_id(model))
+    return f"{model} ({names})" if names else str(model or "")
 
 
 _READERS: dict[str, Callable[[Path], Subject]] = {"onnx": _read_onnx, "dlc": _read_dlc, "context": _read_context}
@@ -286,6 +303,3 @@ def digest(array: Array, *, sort: bool = False) -> str:
     if sort:
         values = np.sort(values)
     return hashlib.sha256(values.tobytes()).hexdigest()
-
-
-__all__ = ["GraphView", "NpukitError", "OpView", "Subject", "TensorView", "graph_view", "open_subject"]

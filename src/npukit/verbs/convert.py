@@ -428,9 +428,14 @@ def _verify(options: ConvertOptions, path: Path, backend: str, name: str, conver
         min_cosine=options.min_cosine,
         test_data=True,
     )
-    outcome = replace(verify_here(chosen), model=name)
-    if outcome.passed or _lowered is None:
+    outcome, sample = verify_here(chosen)
+    outcome = replace(outcome, model=name)
+    if outcome.passed or _lowered is None or backend == "ort":
         return outcome
     from npukit.analysis.diverge import first_divergence
+    from npukit.targets import TARGETS
 
-    return replace(outcome, diverges=first_divergence(_lowered, options.model, chosen, backend))
+    chips = [TARGETS[target] for target in converted.stamp.targets]
+    soc = next((chip.soc_id for chip in chips if chip.backend == backend), None)
+    found = first_divergence(_lowered.graph, options.model, sample, backend, soc, outcome.criteria)
+    return replace(outcome, diverges=found)

@@ -131,7 +131,8 @@ def verb(options: type) -> Callable[[Callable[..., R]], Callable[..., R]]:
         @functools.wraps(function)
         def call(*args: Any, **fields: Any) -> R:
             if len(args) == 1 and isinstance(args[0], options):
-                chosen = dataclasses.replace(args[0], **fields) if fields else args[0]
+                chosen: Any = args[0]
+                chosen = dataclasses.replace(chosen, **fields) if fields else chosen
             else:
                 chosen = _build(options, function.__name__, args, fields)
             return function(chosen)

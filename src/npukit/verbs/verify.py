@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from npukit.analysis.samples import DEFAULT_SEED
+from npukit.analysis.samples import DEFAULT_SEED, Sample
 from npukit.analysis.verify import IndexOutput, Verification
 from npukit.errors import NpukitError, UsageError
 from npukit.verbs import options as o
@@ -73,7 +73,7 @@ def verify(options: VerifyOptions) -> Verification:
     if options.random is not None and options.random < 1:
         raise UsageError("at least one sample is needed", where="--random")
     with isolated(in_process=options.in_process, timeout=options.timeout) as call:
-        outcome: Verification = call("npukit.verbs.verify:verify_here", options)
+        outcome: Verification = call("npukit.verbs.verify:_verify", options)
     if options.report is not None:
         from npukit.analysis import report
 
@@ -81,9 +81,13 @@ def verify(options: VerifyOptions) -> Verification:
     return outcome
 
 
-def verify_here(options: VerifyOptions) -> Verification:
-    """`verify` in this process, without the report."""
-    from npukit.analysis import compare, samples
+def _verify(options: VerifyOptions) -> Verification:
+    return verify_here(options)[0]
+
+
+def verify_here(options: VerifyOptions) -> tuple[Verification, Sample]:
+    """`verify` in this process, without the report; with the outcome, the first sample that failed (else the first)."""
+    from npukit.analysis import compare
     from npukit.analysis import verify as analysis
     from npukit.runtime.session import Session, file_kind
 
@@ -114,7 +118,14 @@ def verify_here(options: VerifyOptions) -> Verification:
         plan = analysis.Plan(precision, limits, indices, options.model.name, options.against.name)
         if model.stamp is None and file_kind(options.model) != "onnx":
             notes.append("the model has no stamp: its outputs are its native tensors")
-        return analysis.verify(model, reference, chosen, plan, notes)
+        outcome = analysis.verify(model, reference, chosen, plan, notes)
+        return outcome, chosen.runs[_worst_sample(outcome)]
+
+
+def _worst_sample(outcome: Verification) -> int:
+    """Number of the sample with the largest error."""
+    shares = [[m.max_share for m in output.samples] for output in outcome.outputs if output.samples]
+    return max(range(len(shares[0])), key=lambda i: max(s[i] for s in shares if i < len(s))) if shares else 0
 
 
 def _samples(options: VerifyOptions, source: ir.Model | None, infos: Any) -> tuple[Any, list[str]]:
@@ -137,7 +148,8 @@ def _samples(options: VerifyOptions, source: ir.Model | None, infos: Any) -> tup
 def _implied(source: ir.Model, name: str) -> tuple[float, float] | None:
     from npukit.frontends.onnx import ranges
 
-    return ranges.implied_range(source, name)
+    found: tuple[float, float] | None = ranges.implied_range(source, name)
+    return found
 
 
 def _source(path: Path) -> ir.Model:
@@ -150,10 +162,11 @@ def index_outputs(source: ir.Model, names: list[str]) -> dict[str, IndexOutput]:
     """Those outputs of `names` that ArgMax, ArgMin or TopK make in the source, with the tensor they search."""
     found = {}
     made = {v.name: (node, i) for node in source.graph for i, v in enumerate(node.outputs) if v.name}
+    nothing: tuple[ir.Node | None, int] = (None, 0)
     for name in names:
-        node, position = made.get(name, (None, 0))
+        node, position = made.get(name, nothing)
         while node is not None and node.op_type == "Identity" and node.inputs[0] is not None:
-            node, position = made.get(node.inputs[0].name, (None, 0))
+            node, position = made.get(node.inputs[0].name or "", nothing)
         if node is None or node.inputs[0] is None or node.domain not in ("", "ai.onnx"):
             continue
         if node.op_type in ("ArgMax", "ArgMin") or (node.op_type == "TopK" and position == 1):

@@ -1,0 +1,135 @@
+# SPDX-FileCopyrightText: npukit contributors
+# SPDX-License-Identifier: Apache-2.0
+"""`npukit export`: a DLC, whoever made it, becomes an ONNX model that ONNX Runtime runs and a viewer opens."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from npukit import files, log
+from npukit.analysis import text
+from npukit.errors import UsageError
+from npukit.verbs.isolate import isolated
+from npukit.verbs.options import arg, opt, verb
+
+_EMBED_LIMIT = 1_500_000_000  # one protobuf holds 2 GiB; above this the weights go to a file beside it
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """Turn a DLC into an ONNX model. Ops without ONNX expression are kept as nodes of domain qti.aisw and listed."""
+
+    model: Path = arg("the DLC")
+    output: Path | None = opt(None, "The ONNX file to write [MODEL.onnx].", "-o", "--out", parse=Path, metavar="FILE")
+    graph: str | None = opt(None, "Graph to export, where the file holds several.", metavar="NAME")
+    quantized: str = opt("qdq", "Encodings as Q/DQ nodes, or ignored.", choices=("qdq", "float"))
+    timeout: float | None = opt(None, "Seconds that it may take.")
+    in_process: bool = opt(False, "Run native code in this process.", "--in-process")
+
+
+@dataclass(frozen=True)
+class ExportResult:
+    """What was exported.
+
+    Attributes:
+        path: the ONNX file.
+        size: its bytes, external weights included.
+        graph: name of the graph.
+        ops: QNN ops of the graph.
+        nodes: nodes of the model.
+        opset: of ai.onnx.
+        kept: type and number of the ops that have no ONNX expression.
+    """
+
+    path: Path
+    size: int
+    graph: str
+    ops: int
+    nodes: int
+    opset: int
+    kept: dict[str, int]
+    exit_code: int = 0
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "output": str(self.path),
+            "bytes": self.size,
+            "graph": self.graph,
+            "ops": self.ops,
+            "nodes": self.nodes,
+            "opset": self.opset,
+            "kept": self.kept,
+        }
+
+    def to_text(self) -> str:
+        head = f"{self.path} ({text.size(self.size)}): {self.ops} QNN ops -> {self.nodes} nodes, opset {self.opset}"
+        if not self.kept:
+            return head
+        kept = ", ".join(f"{name} ({count})" if count > 1 else name for name, count in self.kept.items())
+        return f"{head}\nkept in domain qti.aisw, which ONNX Runtime does not run: {kept}"
+
+
+@verb(ExportOptions)
+def export(options: ExportOptions) -> ExportResult:
+    """Write the graph of a DLC as ONNX to `output`: native tensors in and out, tensor names as value names.
+
+    Raises:
+        NpukitError: the file is no DLC or is broken; the output cannot be written.
+
+    Example:
+        >>> npukit.export("model.dlc", "model.onnx").kept  # doctest: +SKIP
+        {}
+    """
+    with isolated(in_process=options.in_process, timeout=options.timeout) as call:
+        result: ExportResult = call("npukit.verbs.export:_export", options)
+    return result
+
+
+def _export(options: ExportOptions) -> ExportResult:
+    from npukit.artifacts import dlc
+    from npukit.raising import raise_graph, unraised
+    from npukit.runtime.qnn import pick_graph
+    from npukit.runtime.session import file_kind
+
+    kind = file_kind(options.model)
+    if kind != "dlc":
+        what = "it is ONNX already" if kind == "onnx" else "a context binary holds compiled code, not a graph"
+        raise UsageError(what, where=str(options.model), hint="export takes a DLC")
+    output = options.output or options.model.with_suffix(".onnx")
+    log.report("reading the DLC", 0.0)
+    model, _ = dlc.read(options.model)
+    graph = pick_graph(model, options.graph, str(options.model))
+    log.report("raising", 0.3)
+    raised = raise_graph(graph, quantized=options.quantized)  # type: ignore[arg-type]
+    kept: dict[str, int] = {}
+    for op in unraised(graph):
+        kept[op.type] = kept.get(op.type, 0) + 1
+    log.report("writing", 0.6)
+    size = _write(raised, output, graph.static_bytes())
+    nodes = sum(1 for _ in raised.graph)
+    opset = raised.opset_imports.get("", 0)
+    return ExportResult(output, size, graph.name, len(graph.ops), nodes, opset, kept)
+
+
+def _write(model: Any, output: Path, weight_bytes: int) -> int:
+    """Write the model atomically; with large weights first OUT.data, then the model that refers to it."""
+    import onnx_ir as ir
+
+    data_size = 0
+    if weight_bytes > _EMBED_LIMIT:
+        data = output.with_name(f"{output.name}.data")
+        with files.atomic_write(data) as temp:
+            model = ir.external_data.unload_from_model(model, temp.parent, temp.name)
+            data_size = temp.stat().st_size
+        proto = ir.to_proto(model)
+        for tensor in proto.graph.initializer:
+            for entry in tensor.external_data:
+                if entry.key == "location":
+                    entry.value = data.name
+    else:
+        proto = ir.to_proto(model)
+    content = proto.SerializeToString(deterministic=True)
+    files.atomic_write_bytes(output, content)
+    return len(content) + data_size
