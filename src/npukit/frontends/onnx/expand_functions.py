@@ -74,6 +74,11 @@ def expand_function(walk: Walk, node: ir.Node) -> bool:
         if attr.default_value.type != onnx.AttributeProto.UNDEFINED
     }
     versions = {("" if i.domain == "ai.onnx" else i.domain): i.version for i in body.opset_import}
+    # the body of an optional output that this node does not have is left out by onnx
+    made = {name for inner in body.node for name in inner.output} | set(body.input)
+    wanted = list(body.output)
+    del body.output[:]
+    body.output.extend(name for name in wanted if name in made)
     function = ir.from_proto(body)
     values: dict[ir.Value, ir.Value | None] = {}
     for i, formal in enumerate(function.inputs):
@@ -90,9 +95,8 @@ def expand_function(walk: Walk, node: ir.Node) -> bool:
         copy.meta["npukit.origin"] = origin_of(node)
         copy.version = versions.get("" if inner.domain == "ai.onnx" else inner.domain, newest_version(inner.domain))
         copies.append(copy)
-    outputs: list[ir.Value | None] = []
-    for formal in function.outputs:
-        outputs.append(values.get(formal))
+    by_name = {formal.name: values.get(formal) for formal in function.outputs}
+    outputs = [by_name.get(name) for name in wanted]
     replace_node(walk.graph, node, copies, outputs[: len(node.outputs)])
     return True
 

@@ -38,20 +38,6 @@ def type_proto(value: ir.Value) -> onnx.TypeProto | None:
     return ir.serde.serialize_value(value).type
 
 
-def _captured(node: ir.Node) -> set[ir.Value]:
-    found: set[ir.Value] = set()
-    for graph in subgraphs_of(node):
-        inner: set[ir.Value] = set(graph.inputs) | set(graph.initializers.values())
-        for sub in graph.all_nodes():
-            inner.update(sub.outputs)
-            for nested in subgraphs_of(sub):
-                inner.update(nested.inputs)
-                inner.update(nested.initializers.values())
-        used = {v for sub in graph.all_nodes() for v in sub.inputs if v is not None} | set(graph.outputs)
-        found |= used - inner
-    return found
-
-
 def allowed_types(node: ir.Node) -> list[str]:
     """Faults of the node's input dtypes against its schema, as sentences."""
     schema = schema_of(node.domain, node.op_type, version_of(node))
@@ -89,7 +75,7 @@ def _type_string(value: ir.Value) -> str | None:
     return None
 
 
-def infer_node(node: ir.Node, model: ir.Model) -> None:
+def infer_node(node: ir.Node) -> None:
     """Set dtype and shape of the node's outputs from those of its inputs.
 
     Raises:
@@ -102,9 +88,8 @@ def infer_node(node: ir.Node, model: ir.Model) -> None:
     types: dict[str, onnx.TypeProto] = {}
     data: dict[str, onnx.TensorProto] = {}
     values = {v for v in node.inputs if v is not None}
-    graphs = subgraphs_of(node)
-    if graphs:
-        values |= _captured(node)
+    if subgraphs_of(node):
+        return  # control flow is resolved, or reported, by its own pass
     for value in values:
         proto = type_proto(value)
         if proto is None:
@@ -119,9 +104,7 @@ def infer_node(node: ir.Node, model: ir.Model) -> None:
         if i < len(proto.output) and not output.name:
             proto.output[i] = ""
     imports = [onnx.helper.make_opsetid(node.domain, version)]
-    if graphs:
-        imports = [onnx.helper.make_opsetid(d, v) for d, v in {**model.opset_imports, node.domain: version}.items()]
-    elif node.domain:
+    if node.domain:
         imports.append(onnx.helper.make_opsetid("", newest_version("")))
     try:
         result = onnx.shape_inference.infer_node_outputs(

@@ -272,7 +272,7 @@ def _ahead(builder: Builder, node: ir.Node, op_type: str, *inputs: ir.Value | No
     value: ir.Value = builder.op(op_type, *inputs)
     helper = builder.nodes.pop()
     builder.graph.insert_before(node, helper)
-    infer_node(helper, ir.Model(builder.graph, ir_version=10))
+    infer_node(helper)
     folded = fold_node(helper)
     if folded is not None:
         builder.graph.remove(helper, safe=True)
@@ -302,6 +302,12 @@ def gemm_broadcast(builder: Builder, node: ir.Node) -> None:
 def scatter(builder: Builder, node: ir.Node) -> Values:
     """Scatter is ScatterElements."""
     return [builder.op("ScatterElements", *node.inputs, axis=attribute(node, "axis", 0))]
+
+
+@upgrades("Scan", before=9)
+def scan_8(builder: Builder, node: ir.Node) -> None:
+    """Scan-8 had a batch dimension and sequence lengths."""
+    raise Unsupported("the Scan of opset 8 runs over batches; export with opset 9 or newer")
 
 
 @upgrades("Upsample", before=NEWEST + 1)
