@@ -348,9 +348,9 @@ def test_the_worker_ends_with_its_parent(how):
     parent.send_signal(how)
     _, errors = parent.communicate(timeout=20)
     assert gone(int(pid))
+    assert not os.path.exists(folder)
     if how == signal.SIGINT:
         assert "KeyboardInterrupt" in errors
-        assert not os.path.exists(folder)
 
 
 # ---------------------------------------------------------------- pool

@@ -14,6 +14,7 @@ import logging
 import mmap
 import os
 import queue
+import shutil
 import signal
 import sys
 import threading
@@ -65,7 +66,7 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
     _line_buffer()
     calls: queue.SimpleQueue[tuple[Any, Any] | None] = queue.SimpleQueue()
-    threading.Thread(target=_listen, args=(source, calls), daemon=True).start()
+    threading.Thread(target=_listen, args=(source, calls, channel), daemon=True).start()
     while (frame := calls.get()) is not None:
         message = _wire.decode(*frame) if "call" not in _keys(frame[0]) else None
         if message is not None:
@@ -78,14 +79,17 @@ def _keys(encoded: Any) -> set[str]:
     return {pair[0] for pair in encoded["d"]}
 
 
-def _listen(source: BinaryIO, calls: queue.SimpleQueue[tuple[Any, Any] | None]) -> None:
+def _listen(source: BinaryIO, calls: queue.SimpleQueue[tuple[Any, Any] | None], channel: _Channel) -> None:
     while True:
         try:
             frame = _wire.receive(source)
         except (_wire.WireError, OSError):
             os._exit(1)
         if frame is None:
-            os._exit(0)  # the parent is gone, whatever the main thread is doing
+            # The parent is gone, whatever the main thread is doing; if it was killed, its folder is still there.
+            if channel.folder:
+                shutil.rmtree(channel.folder, ignore_errors=True)
+            os._exit(0)
         if "end" in _keys(frame[0]):
             calls.put(None)
             return
@@ -133,7 +137,8 @@ def _fault(error: BaseException) -> dict[str, Any]:
 def _limit_memory(limit: int) -> None:
     """A backstop to the parent's watch on resident memory, for an allocation too sudden for it.
 
-    The limit is on address space, of which libQnnHtp reserves far more than it uses, hence the margin.
+    The limit is on address space, of which libraries reserve more than they use (libQnnHtp: 1.5 GB for 0.1 GB of its
+    own, measured) and in which mapped model files count too, hence the margin.
     """
     try:
         import resource

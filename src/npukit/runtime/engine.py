@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
 from npukit.artifacts.stamp import Stamp
 from npukit.runtime.contract import Array, Port
@@ -133,14 +133,3 @@ def open_engine(request: Request) -> Engine:
 
         engine = qnn.open_engine(request)
     return engine
-
-
-def summary(description: Description) -> dict[str, Any]:
-    """A description as one JSON-ready object, without placement."""
-    return {
-        "backend": description.backend,
-        "graph": description.graph,
-        "library": description.library,
-        "inputs": [port.name for port in description.inputs],
-        "outputs": [port.name for port in description.outputs],
-    }
