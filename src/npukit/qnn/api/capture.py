@@ -17,7 +17,7 @@ import os
 import sys
 import weakref
 from collections.abc import Callable, Sequence
-from ctypes import CFUNCTYPE, POINTER, byref, c_char_p, c_uint32, c_uint64, c_void_p, cast
+from ctypes import CFUNCTYPE, POINTER, addressof, byref, c_char_p, c_uint32, c_uint64, c_void_p, cast
 from pathlib import Path
 from typing import Any, Final
 
@@ -29,6 +29,7 @@ from npukit.errors import ArtifactError, GraphError, NativeError
 from npukit.qnn.api import declarations as c
 from npukit.qnn.api.libraries import Functions, Loaded, find
 from npukit.qnn.api.marshal import encoding_from_c, param_from_c
+from npukit.qnn.api.native import LOCK
 from npukit.qnn.graph import DType, Encoding, Graph, Model, Op, Param, Tensor, TensorKind
 
 log = logging.getLogger(__name__)
@@ -236,7 +237,8 @@ class _Recorder:
         self._names: list[dict[str, Tensor]] = []
         self._ids = itertools.count(1)
         self._keep = [self._callback(name) for name in c.CORE_SLOTS[:slots]]
-        self.addresses = [cast(function, c_void_p).value or 0 for function in self._keep]
+        # Not by ctypes.cast, which makes each function refer to itself: the mapping would wait for the collector.
+        self.addresses = [c_void_p.from_address(addressof(function)).value or 0 for function in self._keep]
 
     def _callback(self, name: str) -> Any:
         known: dict[str, tuple[Any, Callable[..., None]]] = {
@@ -343,7 +345,11 @@ class _Recorder:
             raise error
 
     def model(self, order: dict[str, tuple[list[str], list[str]]]) -> Model:
-        """What was recorded; `order` gives each graph's input and output names in the file's order."""
+        """What was recorded; `order` gives each graph's input and output names in the file's order.
+
+        Ends the recording: the callbacks refer to the recorder, and with them it would hold the mapping for long.
+        """
+        self._keep.clear()
         for graph, tensors in zip(self.graphs, self._names, strict=True):
             inputs, outputs = order.get(graph.name, ([], []))
             graph.inputs = _ordered(graph.inputs, inputs, tensors)
@@ -379,8 +385,7 @@ class _Dlc:
         worker.note(f"systemDlcCreateFromFile of {path.name}")
         code = functions.systemDlcCreateFromFile(None, os.fsencode(path), byref(self.handle)) & c.ERROR_MASK
         if code:
-            what = f"libQnnSystem cannot open the DLC: {code} {c.error_symbol(code)}"
-            raise NativeError(what, where=str(path), hint=_DAMAGED)
+            raise ArtifactError(f"libQnnSystem cannot open the DLC (code {code})", where=str(path), hint=_DAMAGED)
         self.close = weakref.finalize(self, functions.systemDlcFree, self.handle)
         self.close.atexit = False  # arrays may be read to the very end; the system unmaps the rest
 
@@ -396,8 +401,10 @@ def capture_dlc(path: Path | str, *, copy: bool = False) -> Model:
     The library may crash on a damaged file: callers run this in a worker.
 
     Raises:
-        ArtifactError: the DLC has no graph, lacks weights, or describes what no graph can be.
-        NativeError: libQnnSystem refuses the file.
+        ArtifactError: libQnnSystem refuses the file, or it has no graph, lacks weights, or describes what no graph
+            can be.
+        NativeError: the installed libQnnSystem cannot read DLCs.
+        MissingDependency: there is none.
     """
     path = Path(path)
     system = find("system").load()
@@ -439,12 +446,15 @@ def _compose(
     graphs, count = POINTER(c.GraphInfo)(), c_uint32()
     worker.note(f"composeGraphs of {path.name}")
     backend, context = c_void_p(1), c_void_p(2)  # opaque to the library; it only hands them back to us
-    code = compose(dlc.handle, None, 0, backend, context, table, 1, byref(graphs), byref(count)) & c.ERROR_MASK
+    with LOCK:
+        code = compose(dlc.handle, None, 0, backend, context, table, 1, byref(graphs), byref(count)) & c.ERROR_MASK
     recorder.check(str(path))
     if code:
-        called = f" after calling {', '.join(recorder.unexpected)}" if recorder.unexpected else ""
-        symbol = c.error_symbol(code)
-        raise NativeError(f"composeGraphs failed: {code} {symbol}{called}", where=str(path), hint=_DAMAGED)
+        # 1002 whatever went wrong, and its log says no more; what it called beyond a plain graph may.
+        called = [name for name in recorder.unexpected if name != "propertyHasCapability"]
+        also = f", after calling {', '.join(called)}" if called else ""
+        what = f"libQnnSystem finds no sound graph in the DLC (code {code}{also})"
+        raise ArtifactError(what, where=str(path), hint=_DAMAGED)
     order = {}
     for i in range(count.value):
         info = graphs[i]
@@ -513,7 +523,8 @@ def capture_library(path: Path | str) -> Model:
     compose.argtypes = [c_void_p, _ModelTable, c_void_p, c_void_p, c_uint32, *tail]
     compose.restype = ctypes.c_int
     worker.note(f"QnnModel_composeGraphs of {path.name}")
-    code = compose(c_void_p(1), table, c_void_p(2), None, 0, byref(graphs), byref(count), False, None, 0)
+    with LOCK:
+        code = compose(c_void_p(1), table, c_void_p(2), None, 0, byref(graphs), byref(count), False, None, 0)
     recorder.check(str(path))
     if code:
         raise NativeError(f"QnnModel_composeGraphs failed: {code}", where=str(path))
