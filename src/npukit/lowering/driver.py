@@ -92,7 +92,9 @@ def lower(
     expanded: set[tuple[str, str]] = set()
     first: LoweringError | None = None
     while True:
-        expand_functions(model, lambda domain, op, _: (domain, op) not in expanded and handles(domain, op))
+        expand_functions(
+            model, lambda domain, op, _, done=frozenset(expanded): (domain, op) not in done and handles(domain, op)
+        )
         try:
             return _lower(model, targets, options or LowerOptions(), validators or {})
         except _Failed as failed:

@@ -5,13 +5,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
 from npukit.lowering.emitter import Emitter, channel_last
 from npukit.lowering.registry import Unsupported, lowers
-from npukit.qnn.graph import DType, Encoding, Tensor
+from npukit.qnn.graph import Array, DType, Encoding, Tensor
 
 
 def resolve_pads(
@@ -63,13 +64,158 @@ def conv(e: Emitter, node: ir.Node) -> None:
     target = y if count != 1 else e.temp((y.shape[0], 1, *y.shape[1:]), y.dtype, y.encoding)
     params = {"stride": strides, "pad_amount": pads, "dilation": dilations}
     if count == 3:
-        e.emit("Conv3d", [x, w, bias], [target], group=group, **params)
+        _conv3d(e, [x, w, bias], target, group, params)
     elif group == in_channels and group > 1:
         e.emit("DepthWiseConv2d", [x, w, bias], [target], **params)
     else:
         e.emit("Conv2d", [x, w, bias], [target], group=group, **params)
     if target is not y:
         e.emit("Reshape", [target], [y])
+
+
+def _conv3d(e: Emitter, inputs: list[Tensor], out: Tensor, group: int, params: dict[str, Any]) -> None:
+    """Conv3d; where a target takes no dilation the kernel gets the zeros itself, where no groups, one Conv3d each."""
+    x, w, bias = inputs
+
+    def spread() -> Tensor:
+        if w.data is None or w.encoding is not None:
+            raise Unsupported("a dilated Conv3d needs a constant float kernel")
+        return e.static(dilated(w.data, params["dilation"]), w.dtype, hint="weight")
+
+    def by_group() -> None:
+        size, width = x.shape[-1] // group, out.shape[-1] // group
+        parts = []
+        for g in range(group):
+            part = e.slice(x, 4, g * size, (g + 1) * size)
+            kernel = e.slice(w, 4, g * width, (g + 1) * width)
+            offset = e.slice(bias, 0, g * width, (g + 1) * width)
+            y = e.temp((*out.shape[:-1], width), out.dtype)
+            parts.append(e.emit("Conv3d", [part, kernel, offset], [y], group=1, **params))
+        e.concat(parts, 4, out)
+
+    plain = {**params, "dilation": [1, 1, 1]}
+    e.forms(
+        lambda: e.emit("Conv3d", [x, w, bias], [out], group=group, **params),
+        lambda: e.emit("Conv3d", [x, spread(), bias], [out], group=group, **plain),
+        by_group,
+    )
+
+
+def dilated(kernel: Array, dilations: Sequence[int]) -> Array:
+    """A kernel [*K,I,O] with zeros between its taps."""
+    shape = [(k - 1) * d + 1 for k, d in zip(kernel.shape, dilations, strict=False)]
+    wide = np.zeros((*shape, *kernel.shape[len(shape) :]), kernel.dtype)
+    wide[tuple(slice(None, None, d) for d in dilations)] = kernel
+    return wide
+
+
+@lowers("ConvTranspose")
+def conv_transpose(e: Emitter, node: ir.Node) -> None:
+    """Transposed convolution in one, two or three dimensions.
+
+    x: T[N,C,*S], w: T[C,O/group,*K], b: T[O]? -> y: T[N,O,*S']
+    T: float, or quantized; w constant where it is dilated
+    """
+    rank = e.rank(node.inputs[0])
+    count = rank - 2
+    if count not in (1, 2, 3):
+        raise Unsupported(f"a convolution over {count} axes", hint="reshape to at most three spatial axes")
+    spatial, kernel, out = (e.shape(v)[2:] for v in (node.inputs[0], node.inputs[1], node.outputs[0]))
+    strides = list(node.attributes.get_ints("strides", [1] * count))
+    dilations = list(node.attributes.get_ints("dilations", [1] * count))
+    extra = list(node.attributes.get_ints("output_padding", [0] * count))
+    group = node.attributes.get_int("group", 1)
+    reach = [(k - 1) * d + 1 for k, d in zip(kernel, dilations, strict=True)]
+    full = [s * (n - 1) + r for s, n, r in zip(strides, spatial, reach, strict=True)]
+    given = node.attributes.get_ints("pads", [])
+    upper = node.attributes.get_string("auto_pad", "NOTSET") == "SAME_UPPER"
+    crop = []  # elements of the full result that go, before and after; negative: zeros that come
+    for i in range(count):
+        if given and "output_shape" not in node.attributes:
+            crop.append([int(given[i]), full[i] - out[i] - int(given[i])])
+        else:
+            total = full[i] + extra[i] - out[i]
+            small = total // 2
+            before = small if upper else total - small
+            crop.append([before, full[i] - out[i] - before])
+    channels = e.shape(node.outputs[0])[1]
+    x = e.channel_last(node.inputs[0])
+    w = e.get(node.inputs[1], (*range(2, rank), 0, 1))
+    if max(dilations) > 1:
+        if w.data is None or w.encoding is not None:
+            raise Unsupported("a dilated ConvTranspose needs a constant float kernel")
+        w = e.static(dilated(w.data, dilations), w.dtype, hint="weight")
+    if count == 1:
+        x, w = e.reshape(x, (x.shape[0], 1, *x.shape[1:])), e.reshape(w, (1, *w.shape), axis=3)
+        strides, crop, out = [1, *strides], [[0, 0], *crop], (1, *out)
+    bias = _bias(e, node, x, w, channels)
+    shape = (x.shape[0], *out, channels)
+    order, channel_shape = channel_last(rank), (shape if count > 1 else (shape[0], *shape[2:]))
+    pads = [[max(0, b), max(0, a)] for b, a in crop]
+    more = [max(0, -a) for _, a in crop]
+    op_type = "TransposeConv3d" if count == 3 else "TransposeConv2d"
+
+    def native() -> None:
+        if any(before < 0 for before, _ in crop):
+            raise Unsupported("zeros before a transposed convolution")
+        params = {"stride": strides, "pad_amount": pads, "output_padding": more, "group": group}
+        if count == 1:
+            y = e.emit(op_type, [x, w, bias], [e.temp(shape, x.dtype)], **params)
+            e.bind(node.outputs[0], e.reshape(y, channel_shape), order)
+        else:
+            e.emit(op_type, [x, w, bias], [e.output(node.outputs[0], order)], **params)
+
+    def by_group() -> None:
+        if group == 1:
+            raise Unsupported(f"{op_type} is refused")
+        size, width, axis = x.shape[-1] // group, channels // group, x.rank - 1
+        parts = []
+        for g in range(group):
+            kernel_part = e.slice(w, axis - 1, g * size, (g + 1) * size)
+            offset = e.slice(bias, 0, g * width, (g + 1) * width)
+            y = e.temp((*shape[:-1], width), x.dtype)
+            params = {"stride": strides, "pad_amount": pads, "output_padding": more, "group": 1}
+            parts.append(
+                e.emit(op_type, [e.slice(x, axis, g * size, (g + 1) * size), kernel_part, offset], [y], **params)
+            )
+        e.bind(node.outputs[0], e.reshape(e.concat(parts, axis), channel_shape), order)
+
+    def spread() -> None:
+        """Zeros between the input's elements, then a plain convolution with the kernel turned round."""
+        if w.data is None or w.encoding is not None or group > 1:
+            raise Unsupported(f"{op_type} is refused")
+        axes = tuple(range(w.data.ndim - 2))
+        turned = np.flip(w.data, axes)
+        stretched = x
+        for axis, stride in enumerate(strides, 1):
+            stretched = _with_zeros(e, stretched, axis, stride)
+        wide = [[k - 1 - b, k - 1 - a] for k, (b, a) in zip(turned.shape, crop, strict=False)]
+        if any(p < 0 for pair in wide for p in pair):
+            raise Unsupported(f"{op_type} is refused")
+        y = e.temp(shape, x.dtype)
+        ones = [1] * len(strides)
+        kind = "Conv3d" if count == 3 else "Conv2d"
+        e.emit(
+            kind, [stretched, e.static(turned, w.dtype, hint="weight"), bias], [y],
+            stride=ones, pad_amount=wide, dilation=ones, group=1,
+        )  # fmt: skip
+        e.bind(node.outputs[0], e.reshape(y, channel_shape), order)
+
+    if "transpose_conv_group_crashes" in e.quirks and group > 1:
+        by_group()
+    else:
+        e.forms(native, by_group, spread)
+
+
+def _with_zeros(e: Emitter, x: Tensor, axis: int, stride: int) -> Tensor:
+    """Put stride - 1 zeros behind each element along an axis, but the last."""
+    if stride == 1 or x.shape[axis] == 1:
+        return x
+    outer, inner = int(np.prod(x.shape[:axis])), int(np.prod(x.shape[axis + 1 :]))
+    cells = e.reshape(x, (outer * x.shape[axis], 1, inner))
+    zeros = e.static(np.zeros((outer * x.shape[axis], stride - 1, inner), np.float32), x.dtype, hint="zeros")
+    wide = e.reshape(e.concat([cells, zeros], 1), (*x.shape[:axis], x.shape[axis] * stride, *x.shape[axis + 1 :]))
+    return e.slice(wide, axis, 0, (x.shape[axis] - 1) * stride + 1)
 
 
 def _bias(e: Emitter, node: ir.Node, x: Tensor, w: Tensor, channels: int) -> Tensor:

@@ -244,12 +244,11 @@ def depth_space(e: Emitter, node: ir.Node) -> None:
     """
     block = node.attributes.get_int("blocksize")
     x = e.channel_last(node.inputs[0])
-    mode = node.attributes.get_string("mode", "DCR") if node.op_type == "DepthToSpace" else "DCR"
-    native = not (node.op_type == "SpaceToDepth" and "space_to_depth_wrong" in e.quirks)
+    mode = node.attributes.get_string("mode", "DCR")
 
     def direct() -> None:
-        if not native:
-            raise Unsupported("SpaceToDepth gives wrong values on a target")
+        if node.op_type == "SpaceToDepth" and (mode != "DCR" or "space_to_depth_wrong" in e.quirks):
+            raise Unsupported("SpaceToDepth is DCR only, or gives wrong values on a target")
         y = e.output(node.outputs[0], channel_last(4))
         e.emit(node.op_type, [x], [y], block_size=[block, block], mode=mode)
 
@@ -260,7 +259,10 @@ def _depth_space_by_transpose(e: Emitter, node: ir.Node, x: Tensor, b: int, mode
     n, h, w, c = x.shape
     if node.op_type == "SpaceToDepth":  # [N,H/b,b,W/b,b,C] -> [N,H/b,W/b,b,b,C]
         split = e.reshape(x, (n * (h // b), b, w // b, b * c))
-        y = e.reshape(e.transpose(split, (0, 2, 1, 3)), (n, h // b, w // b, b * b * c))
+        y = e.transpose(split, (0, 2, 1, 3))
+        if mode == "CRD":  # channels [b*b, C] -> [C, b*b]
+            y = e.transpose(e.reshape(y, (n * (h // b) * (w // b), b * b, c)), (0, 2, 1))
+        y = e.reshape(y, (n, h // b, w // b, b * b * c))
     elif mode == "DCR":  # channels are [b,b,C']
         rows = e.reshape(x, (n * h, w, b, c // b))
         y = e.reshape(e.transpose(rows, (0, 2, 1, 3)), (n, h * b, w * b, c // (b * b)))
@@ -324,6 +326,8 @@ def _native_pad(
 
     if scheme is None:
         raise Unsupported("Pad has no such scheme")
+    if scheme == "MIRROR_REFLECT" and "pad_reflect_unreliable" in e.quirks:
+        raise Unsupported("Pad by reflection gives wrong values on a target")
     if scheme == "CONSTANT" and "pad_constant_only_zero" in e.quirks and number != 0 and x.dtype.is_float:
         raise Unsupported("a target pads floats with zero only")
     y = e.output(node.outputs[0], order)

@@ -170,8 +170,8 @@ def rms_normalization(e: Emitter, node: ir.Node) -> None:
     flat = (int(np.prod(x.shape[:axis])), tail)
 
     def native(whole: bool) -> None:
-        if "rms_norm_epsilon_wrong" in e.quirks:
-            raise Unsupported("RmsNorm gives wrong values on a target")
+        if "rms_norm_epsilon_outside_root" in e.quirks:
+            raise Unsupported("RmsNorm adds epsilon outside the root on a target")
         if e.shape(node.inputs[1]) != x.shape[axis:]:
             raise Unsupported("the scale is broadcast")
         zeros = np.zeros(tail, np.float32)

@@ -138,6 +138,20 @@ def max_pool(e: Emitter, node: ir.Node) -> None:
             best = e.binary("ElementWiseMaximum", best, tap)
         e.bind(node.outputs[0], e.cast(best, x.dtype), perm)
 
+    def in_two(source: Tensor) -> None:
+        """Three axes as two pools: over H and W of [N*D,H,W,C], then over D of [N,D,H'*W',C]."""
+        if rank != 5 or not w.plain:
+            raise Unsupported("only three plain axes are pooled in two steps")
+        full = _filled(e, source, w.pads, LOWEST)
+        n, d, h, width, c = full.shape
+        flat = e.reshape(full, (n * d, h, width, c))
+        plane = Windows(w.kernel[1:], w.strides[1:], [1, 1], none[1:], [])
+        y = _pooled(e, "PoolMax", flat, plane, e.temp((n * d, *out[1:], c), source.dtype))
+        y = e.reshape(y, (n, d, out[1] * out[2], c))
+        depth = Windows([w.kernel[0], 1], [w.strides[0], 1], [1, 1], none[1:], [])
+        y = _pooled(e, "PoolMax", y, depth, e.temp((n, out[0], out[1] * out[2], c), source.dtype))
+        e.bind(node.outputs[0], e.cast(e.reshape(y, (n, *out, c)), x.dtype), perm)
+
     def as_float() -> Tensor:
         return x if x.dtype.is_float else e.cast(x, e.float_dtype)
 
@@ -145,6 +159,7 @@ def max_pool(e: Emitter, node: ir.Node) -> None:
         direct,
         lambda: native(_filled(e, x, w.pads, LOWEST), none),
         lambda: native(_filled(e, as_float(), w.pads, LOWEST), none),
+        lambda: in_two(as_float()),
         lambda: by_taps(x),
         lambda: by_taps(as_float()),
     )
@@ -179,6 +194,16 @@ def average_pool(e: Emitter, node: ir.Node) -> None:
             raise Unsupported("PoolAvg counts padding wrongly on a target")
         _pooled(e, "PoolAvg", x, w, e.output(node.outputs[0], perm), count_pad_for_edges=include)
 
+    def convolved() -> None:
+        """A depthwise convolution with weights 1 / area, which pads with zeros, then a constant factor."""
+        if rank > 4:
+            raise Unsupported("a depthwise convolution is over two axes")
+        area = float(np.prod(w.kernel))
+        mean = _depthwise_mean(e, x, w, (x.shape[0], *out, x.shape[-1]))
+        factor = area / _counts(w, x.shape[1:-1], out, include)
+        scaled = mean if np.all(factor == 1) else e.mul(mean, e.static(factor[None, ..., None].astype(np.float32)))
+        e.bind(node.outputs[0], scaled, perm)
+
     def weighted() -> None:
         """The sum over zero-padded windows times a constant 1 / count per output place."""
         source = _filled(e, x, w.pads, 0.0)
@@ -197,7 +222,26 @@ def average_pool(e: Emitter, node: ir.Node) -> None:
         scaled = mean if np.all(factor == 1) else e.mul(mean, e.static(factor[None, ..., None].astype(np.float32)))
         e.bind(node.outputs[0], scaled, perm)
 
-    e.forms(direct, weighted)
+    e.forms(direct, convolved, weighted)
+
+
+def _depthwise_mean(e: Emitter, x: Tensor, w: Windows, shape: tuple[int, ...]) -> Tensor:
+    """Sums over zero-padded windows divided by the window's area: [N,*out,C]."""
+    flat = len(w.kernel) == 1
+    one: list[int] = [1] if flat else []
+    kernel, channels = [*one, *w.kernel], x.shape[-1]
+    weight = np.full((*kernel, 1, channels), 1.0 / np.prod(kernel), np.float32)
+    source = e.reshape(x, (x.shape[0], 1, *x.shape[1:])) if flat else x
+    out = e.temp((shape[0], 1, *shape[1:]) if flat else shape, x.dtype)
+    e.emit(
+        "DepthWiseConv2d",
+        [source, e.static(weight, hint="weight"), e.static(np.zeros(channels, np.float32), hint="bias")],
+        [out],
+        stride=[*one, *w.strides],
+        pad_amount=[[0, 0], *w.pads] if flat else w.pads,
+        dilation=[*one, *w.dilations],
+    )
+    return e.reshape(out, shape)
 
 
 def _counts(w: Windows, spatial: tuple[int, ...], out: tuple[int, ...], include: bool) -> npt.NDArray[np.int64]:
@@ -261,16 +305,13 @@ def lp_pool(e: Emitter, node: ir.Node) -> None:
     else:
         out = e.shape(node.outputs[0])[2:]
         w = windows(node, x.shape[1:-1], out)
-        source = _filled(e, power, w.pads, 0.0)
-        inner = Windows(w.kernel, w.strides, w.dilations, [[0, 0]] * (rank - 2), [])
-        if w.plain:
-            mean = _pooled(e, "PoolAvg", source, inner, e.temp((x.shape[0], *out, x.shape[-1]), x.dtype))
-            total = e.mul(mean, float(np.prod(w.kernel)))
+        shape = (x.shape[0], *out, x.shape[-1])
+        if rank <= 4:
+            mean = _depthwise_mean(e, power, w, shape)
         else:
-            taps = _tap_slices(e, source, w, out)
-            total = taps[0]
-            for tap in taps[1:]:
-                total = e.add(total, tap)
+            inner = Windows(w.kernel, w.strides, w.dilations, [[0, 0]] * (rank - 2), [])
+            mean = _pooled(e, "PoolAvg", _filled(e, power, w.pads, 0.0), inner, e.temp(shape, x.dtype))
+        total = e.mul(mean, float(np.prod(w.kernel)))
     if p == 2:
         total = e.unary("ElementWiseSquareRoot", total)
     elif p > 2:

@@ -275,7 +275,8 @@ def grid_sample(e: Emitter, node: ir.Node) -> None:
     modes = {"linear": "BILINEAR", "bilinear": "BILINEAR", "nearest": "NEAREST"}
     if mode not in modes:
         raise Unsupported(f"GridSample with mode {mode!r}", hint="linear and nearest have a native form")
-    if mode == "nearest" and "grid_sample_nearest_wrong" in e.quirks:
+    volume = e.rank(node.inputs[0]) == 5 and "grid_sample_nearest_3d_wrong" in e.quirks
+    if mode == "nearest" and ("grid_sample_nearest_wrong" in e.quirks or volume):
         raise Unsupported("GridSample in nearest mode gives wrong values on a target")
     perm = channel_last(e.rank(node.inputs[0]))
     e.emit(
