@@ -187,9 +187,14 @@ class _Qnn:
 
     def _execute(self, inputs: dict[str, Any]) -> list[np.ndarray[Any, Any]]:
         native = [to_native(_source(inputs, tensor), tensor) for tensor in self._graph.inputs]
-        outputs = [np.empty(tensor.shape, tensor.dtype.numpy) for tensor in self._graph.outputs]
+        outputs = [_poisoned(tensor) for tensor in self._graph.outputs]
         self._handle.execute(native, outputs)
         return [to_source(array, tensor) for array, tensor in zip(outputs, self._graph.outputs, strict=True)]
+
+
+def _poisoned(tensor: Tensor) -> np.ndarray[Any, Any]:
+    """A buffer for an output, filled so that what is not written is seen."""
+    return np.frombuffer(bytearray(b"\xa5" * tensor.nbytes), tensor.dtype.numpy).reshape(tensor.shape)
 
 
 class _Raised:
