@@ -57,8 +57,8 @@ class OpCase:
     op: str
     inputs: Sequence[tuple[str, str, tuple[int, ...]]]
     attrs: dict[str, Any] = field(default_factory=dict)
-    constants: Values = field(default_factory=dict)
-    values: Values = field(default_factory=dict)
+    constants: dict[str, Any] = field(default_factory=dict)
+    values: dict[str, Any] = field(default_factory=dict)
     span: tuple[float, float] = (-3.0, 3.0)
     order: Sequence[str] | None = None
     outputs: Sequence[str] = ("out",)
@@ -98,7 +98,9 @@ class OpCase:
             elif kind.kind == "b":
                 feeds[name] = rng.random(shape) < 0.5
             elif kind.kind in "iu":
-                feeds[name] = rng.integers(max(int(low), 0 if kind.kind == "u" else int(low)), int(high) + 1, shape, kind)
+                feeds[name] = rng.integers(
+                    max(int(low), 0 if kind.kind == "u" else int(low)), int(high) + 1, shape, kind
+                )
             else:
                 feeds[name] = rng.uniform(low, high, shape).astype(kind)
         return feeds

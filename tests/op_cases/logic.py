@@ -48,7 +48,10 @@ CASES = [
     OpCase("and_rank_five", "And", [("a", "bool", (2, 1, 2, 2, 2)), ("b", "bool", (2, 2, 2))], backends=(HTP,)),
     OpCase("not", "Not", [("a", "bool", (2, 3))], backends=ALL),
     *(_bits(op, "uint8", backends=ALL) for op in ("BitwiseAnd", "BitwiseOr", "BitwiseXor")),
-    *(_bits(op, "int32", values={"a": _ODD, "b": _MASK}, backends=ALL) for op in ("BitwiseAnd", "BitwiseOr", "BitwiseXor")),
+    *(
+        _bits(op, "int32", values={"a": _ODD, "b": _MASK}, backends=ALL)
+        for op in ("BitwiseAnd", "BitwiseOr", "BitwiseXor")
+    ),
     _bits("BitwiseXor", "int16"),
     OpCase("bitwiseand_broadcast", "BitwiseAnd", [("a", "int32", (2, 3)), ("b", "int32", (3,))], span=(-9, 9)),
     OpCase("bitwisenot_int", "BitwiseNot", [("a", "int32", (6,))], values={"a": _ODD}, backends=ALL),
@@ -56,18 +59,29 @@ CASES = [
     OpCase("bitwisenot_uint32", "BitwiseNot", [("a", "uint32", (6,))], rejects="does not fit int32"),
     _shift("shift_left", "uint8", "LEFT", [16, 200, 1], [1, 2, 7], [32, 32, 128], backends=ALL),
     _shift("shift_right", "uint32", "RIGHT", [16, 9, 1], [1, 2, 3], [8, 2, 0], backends=ALL),
-    _shift("shift_right_signed", "int32", "RIGHT", [-8, -1, -(2**31), 7], [1, 3, 31, -1], [-4, -1, -1, 0], backends=ALL),
+    _shift(
+        "shift_right_signed", "int32", "RIGHT", [-8, -1, -(2**31), 7], [1, 3, 31, -1], [-4, -1, -1, 0], backends=ALL
+    ),
     _shift("shift_left_beyond", "int32", "LEFT", [-8, 3, 1], [32, -1, 4], [0, 0, 16], backends=ALL),
-    OpCase("where_float", "Where", [("c", "bool", (3, 1)), ("x", "float32", (2, 3, 4)), ("y", "float32", (4,))], backends=ALL),
+    OpCase(
+        "where_float",
+        "Where",
+        [("c", "bool", (3, 1)), ("x", "float32", (2, 3, 4)), ("y", "float32", (4,))],
+        backends=ALL,
+    ),
     OpCase("where_int", "Where", [("c", "bool", (3, 4)), ("x", "int64", (3, 4)), ("y", "int64", ())], backends=ALL),
     OpCase("where_bool", "Where", [("c", "bool", (3, 4)), ("x", "bool", (3, 4)), ("y", "bool", (3, 4))], backends=ALL),
     OpCase("isnan", "IsNaN", [("x", "float32", (6,))], values={"x": _FLOATS}, expect_ops=["IsNan"]),
     OpCase("isinf", "IsInf", [("x", "float32", (6,))], values={"x": _FLOATS}, expect_ops=["IsInf"]),
-    OpCase("isinf_negative", "IsInf", [("x", "float32", (6,))], {"detect_positive": 0}, values={"x": _FLOATS}, backends=ALL),
+    OpCase(
+        "isinf_negative", "IsInf", [("x", "float32", (6,))], {"detect_positive": 0}, values={"x": _FLOATS}, backends=ALL
+    ),
     OpCase("trilu_float", "Trilu", [("x", "float32", (2, 3, 4))], constants={"k": np.int64(1)}, backends=ALL),
     OpCase("trilu_lower_int", "Trilu", [("x", "int64", (3, 4))], {"upper": 0}, backends=ALL),
     OpCase("trilu_bool", "Trilu", [("x", "bool", (3, 4))]),
-    OpCase("trilu_infinite", "Trilu", [("x", "float32", (2, 2))], values={"x": np.full((2, 2), -np.inf)}, backends=(CPU,)),
+    OpCase(
+        "trilu_infinite", "Trilu", [("x", "float32", (2, 2))], values={"x": np.full((2, 2), -np.inf)}, backends=(CPU,)
+    ),
     OpCase("trilu_runtime_k", "Trilu", [("x", "float32", (3, 3)), ("k", "int64", ())], rejects="k of Trilu"),
     OpCase("det_2", "Det", [("x", "float32", (3, 2, 2))]),
     OpCase("det_3", "Det", [("x", "float32", (2, 3, 3))]),
@@ -81,11 +95,27 @@ CASES = [
     _cast("int_widens", "uint8", TensorProto.INT64, [0, 255, 3], expect_ops=["Reshape"]),
     _cast("float_to_half", "float32", TensorProto.FLOAT16, [0.1, 1.5, -2], expect_ops=["Reshape"]),
     _cast("to_float8", "float32", TensorProto.FLOAT8E4M3FN, [0.1], rejects="cannot be held"),
-    OpCase("bitcast_uint8", "BitCast", [("x", "uint8", (3,))], {"to": TensorProto.INT8}, values={"x": [0, 127, 200]}, expected=lambda v: [v["x"].view(np.int8)]),
-    OpCase("bitcast_float", "BitCast", [("x", "float32", (3,))], {"to": TensorProto.INT32}, rejects="bits of float as int32"),
+    OpCase(
+        "bitcast_uint8",
+        "BitCast",
+        [("x", "uint8", (3,))],
+        {"to": TensorProto.INT8},
+        values={"x": [0, 127, 200]},
+        expected=lambda v: [v["x"].view(np.int8)],
+    ),
+    OpCase(
+        "bitcast_float",
+        "BitCast",
+        [("x", "float32", (3,))],
+        {"to": TensorProto.INT32},
+        rejects="bits of float as int32",
+    ),
     OpCase("dropout", "Dropout", [("x", "float32", (3,))], outputs=("y", "mask"), expect_ops=["Reshape"]),
     OpCase(
-        "dropout_training", "Dropout", [("x", "float32", (3,))], rejects="training mode",
+        "dropout_training",
+        "Dropout",
+        [("x", "float32", (3,))],
+        rejects="training mode",
         constants={"ratio": np.float32(0.5), "training": np.bool_(True)},
     ),
-]  # fmt: skip
+]

@@ -483,9 +483,11 @@ class Emitter:
             a = self.like(a, b)
         if not isinstance(b, Tensor):
             b = self.like(b, a)
-        if out is None:
-            out = self.temp(np.broadcast_shapes(condition.shape, a.shape, b.shape), a.dtype)
-        return self.emit("ElementWiseSelect", [condition, a, b], [out])
+        shape = np.broadcast_shapes(condition.shape, a.shape, b.shape)
+        if a.dtype is DType.INT_32 and "integer_select_of_a_scalar_is_wrong" in self.quirks:
+            zeros = self.static(np.zeros(shape, np.int32))
+            a, b = (x if x.shape == shape or np.prod(x.shape) > 1 else self.add(zeros, x) for x in (a, b))
+        return self.emit("ElementWiseSelect", [condition, a, b], [out or self.temp(shape, a.dtype)])
 
     def slice(self, x: Tensor, axis: int, begin: int, end: int, step: int = 1) -> Tensor:
         """x[begin:end:step] along one axis; begin and end already clamped (end -1 for "to the start" of a reverse)."""

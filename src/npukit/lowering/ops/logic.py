@@ -296,7 +296,7 @@ def where(e: Emitter, node: ir.Node) -> None:
     if dtype is DType.BOOL_8:
         forms.append(by_logic)
     elif dtype is DType.INT_32:
-        forms += [by_numbers]
+        forms = [lambda e, x: e.select(*x), by_numbers]
     else:
         forms += [widened, by_numbers]
     elementwise(e, node, *forms)
