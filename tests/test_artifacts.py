@@ -286,9 +286,10 @@ def test_a_repacked_dlc(sample: Path, tmp_path: Path) -> None:
         dlc.read(repacked(sample, tmp_path / "b.dlc", method=zipfile.ZIP_DEFLATED))
     with pytest.raises(ArtifactError, match="stamp cannot be read"):
         dlc.read(repacked(sample, tmp_path / "c.dlc", **{"npukit.json": b"{}"}))
-    odd = {"dlc.metadata2.2.0": b'{"dlcGenerationInfo": [{"converterCommand": 7}]}'}
+    names = [entry.name for entry in dlc.members(sample) if entry.name.startswith("dlc.metadata")]
+    odd = dict.fromkeys(names, b'{"dlcGenerationInfo": [{"converterCommand": 7}]}')
     assert dlc.read_info(repacked(sample, tmp_path / "d.dlc", **odd)).converter == ""
-    assert dlc.read_info(repacked(sample, tmp_path / "e.dlc", **{"dlc.metadata2.2.0": b"a=1"})).metadata == {}
+    assert dlc.read_info(repacked(sample, tmp_path / "e.dlc", **dict.fromkeys(names, b"a=1"))).metadata == {}
 
 
 @pytest.mark.native

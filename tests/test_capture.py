@@ -19,7 +19,7 @@ from npukit.qnn.api import declarations as c
 from npukit.qnn.api.backend import Backend
 from npukit.qnn.api.dlc import write_dlc
 from npukit.qnn.graph import DType, Encoding, Graph, Model, Op, Param, Tensor, TensorKind
-from tests.sample_graphs import F32, READ, STATIC, WRITE, assert_same, cnn, quantized
+from tests.sample_graphs import F32, READ, STATIC, WRITE, assert_same, cnn, indices, quantized
 
 # --- the recording table, without a native library ---
 
@@ -238,6 +238,17 @@ def test_inputs_that_no_op_reads_are_left_out(tmp_path: Path) -> None:
     graph.inputs.append(Tensor("unused", F32, (4,), WRITE))
     write_dlc(Model({"cnn": graph}), tmp_path / "m.dlc")
     assert {t.name for t in capture.capture_dlc(tmp_path / "m.dlc").graphs["cnn"].inputs} == {"x", "z"}
+
+
+@pytest.mark.native
+def test_an_absent_input_keeps_its_place(tmp_path: Path) -> None:
+    x, y = scalar("x", (1, 4), WRITE), scalar("y", (1, 4), READ)
+    beta = Tensor("beta", F32, (4,), STATIC, data=np.ones(4, np.float32))
+    params = {"axes": indices(1), "epsilon": Param(F32, 1e-5)}
+    graph = Graph("g", [x], [y], [Op("norm", "LayerNorm", [x, None, beta], [y], params)])
+    write_dlc(Model({"g": graph}), tmp_path / "m.dlc")
+    found = capture.capture_dlc(tmp_path / "m.dlc").graphs["g"].ops[0].inputs
+    assert [t and t.name for t in found] == ["x", None, "beta"]
 
 
 @pytest.mark.native

@@ -32,6 +32,7 @@ STAMP_MEMBER: Final = "npukit.json"
 WEIGHTS_MEMBER: Final = "model.params.bin"
 REQUIRED: Final = ("model", "model.params", WEIGHTS_MEMBER)
 _METADATA_PREFIX: Final = "dlc.metadata"
+_HISTORY_PREFIX: Final = "dlc.metadata.history"
 _MAX_METADATA: Final = 16 << 20
 _TIMESTAMP: Final = re.compile(rb'("timestamp"\s*:\s*")(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d)( UTC")')
 _EPOCH: Final = 315532800  # 1980-01-01, the first day that a zip can hold
@@ -140,16 +141,19 @@ def read_info(path: Path | str) -> DlcInfo:
 
 
 def _metadata(data: memoryview, entries: list[ZipEntry], where: str) -> dict[str, Any]:
+    """The file's metadata with, from QAIRT 2.51 on, its history (who wrote it) from the member beside."""
+    merged: dict[str, Any] = {}
     for entry in entries:
-        if entry.name.startswith(_METADATA_PREFIX) and not entry.name.startswith("dlc.metadata.history"):
+        if entry.name.startswith(_METADATA_PREFIX):
             try:
                 value = stamps.parse_json(zip_read(data, entry, limit=_MAX_METADATA, where=where))
             except (ValueError, RecursionError) as error:
                 log.info("%s: %s is not JSON (%s)", where, entry.name, error)
                 continue
             if isinstance(value, dict):
-                return value
-    return {}
+                history = entry.name.startswith(_HISTORY_PREFIX)
+                merged = {**value, **merged} if history else {**merged, **value}
+    return merged
 
 
 def _writer(metadata: dict[str, Any]) -> dict[str, Any]:

@@ -3,8 +3,9 @@
 """Writing a DLC: libQnnIr as one more backend, whose graphFinalize writes the file.
 
 Its traps (shared/reference/qnn_abi.md section 5, qnn_more.md section 3, and tried here on 2.47): it crashes on a graph
-input that no op reads and on some encodings (`hazards`), it forgets the order of inputs and outputs, and it numbers
-tensors and nodes through the whole process, so equal files need one fresh process each (the callers' business).
+input that no op reads and on some encodings (`hazards`), drops absent inputs, forgets the order of inputs and
+outputs, and numbers tensors and nodes through the whole process, so equal files need one fresh process each (the
+callers' business).
 """
 
 from __future__ import annotations
@@ -13,9 +14,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from npukit.errors import ArtifactError, Fault, GraphError
+from npukit.qnn.api import marshal
 from npukit.qnn.api.backend import Backend, GraphOptions
 from npukit.qnn.api.libraries import Library, find
-from npukit.qnn.graph import Graph, Model, TensorKind
+from npukit.qnn.graph import DType, Graph, Model, Op, Tensor, TensorKind
 
 
 def write_dlc(model: Model, path: Path | str, *, library: Library | None = None) -> None:
@@ -36,12 +38,30 @@ def write_dlc(model: Model, path: Path | str, *, library: Library | None = None)
     graph = next(iter(model.graphs.values()))
     _check_ends(graph)
     used = {id(tensor) for op in graph.ops for tensor in op.inputs}
-    graph = replace(graph, inputs=[tensor for tensor in graph.inputs if id(tensor) in used])
+    inputs = [tensor for tensor in graph.inputs if id(tensor) in used]
+    graph = replace(graph, inputs=inputs, ops=[_with_absent(op) for op in graph.ops])
     with Backend("ir", library=library or find("ir")) as backend:
         _check_ops(graph, backend)
         with backend.context() as context:
             options = GraphOptions(dlc_path=Path(path))
             context.add_graph(graph, options=options, validate=False).finalize()  # validated above, all at once
+
+
+def _with_absent(op: Op) -> Op:
+    """The op with a NULL tensor of its own for each absent input that a present one follows.
+
+    libQnnIr drops a NULL tensor that was not created in the graph, and the inputs behind it move up: wrong numbers
+    with rc 0. Created, with one axis of extent 0, it is read back as absent (tried on 2.47 and 2.51).
+    """
+    present = marshal.present_inputs(op)
+    if None not in present:
+        return op
+    inputs: list[Tensor | None] = [tensor or _absent(f"{op.name}_absent_{i}") for i, tensor in enumerate(present)]
+    return replace(op, inputs=inputs)
+
+
+def _absent(name: str) -> Tensor:
+    return Tensor(name, DType.FLOAT_32, (0,), TensorKind.NULL)
 
 
 def _check_ends(graph: Graph) -> None:
