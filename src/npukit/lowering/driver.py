@@ -7,7 +7,7 @@ Checking a model is the same pass: nothing here writes a file or needs weights i
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import onnx_ir as ir
@@ -92,9 +92,7 @@ def lower(
     expanded: set[tuple[str, str]] = set()
     first: LoweringError | None = None
     while True:
-        expand_functions(
-            model, lambda domain, op, _, done=frozenset(expanded): (domain, op) not in done and handles(domain, op)
-        )
+        expand_functions(model, _keeper(frozenset(expanded)))
         try:
             return _lower(model, targets, options or LowerOptions(), validators or {})
         except _Failed as failed:
@@ -103,6 +101,11 @@ def lower(
             if not more:
                 raise first from None
             expanded |= more  # an op whose lowering has no form here may still be lowered by its definition
+
+
+def _keeper(expanded: frozenset[tuple[str, str]]) -> Callable[[str, str, int], bool]:
+    """What expand_functions leaves alone: ops with a lowering that has not failed yet."""
+    return lambda domain, op, _: (domain, op) not in expanded and handles(domain, op)
 
 
 class _Failed(Exception):

@@ -14,6 +14,8 @@ from npukit.lowering.emitter import Emitter, channel_last
 from npukit.lowering.registry import Unsupported, lowers
 from npukit.qnn.graph import Array, DType, Encoding, Tensor
 
+from .movement import padded_by_concat
+
 
 def resolve_pads(
     node: ir.Node, spatial: Sequence[int], kernel: Sequence[int], strides: Sequence[int], dilations: Sequence[int]
@@ -158,12 +160,26 @@ def conv_transpose(e: Emitter, node: ir.Node) -> None:
     def native() -> None:
         if any(before < 0 for before, _ in crop):
             raise Unsupported("zeros before a transposed convolution")
+        if any(more) and "transpose_conv_output_padding_wrong" in e.quirks:
+            raise Unsupported("output_padding is wrong on a target")
         params = {"stride": strides, "pad_amount": pads, "output_padding": more, "group": group}
         if count == 1:
             y = e.emit(op_type, [x, w, bias], [e.temp(shape, x.dtype)], **params)
             e.bind(node.outputs[0], e.reshape(y, channel_shape), order)
         else:
             e.emit(op_type, [x, w, bias], [e.output(node.outputs[0], order)], **params)
+
+    def extended() -> None:
+        """What lies behind the result is zero plus bias: padded on, and the bias added after."""
+        if not any(more) or any(before < 0 for before, _ in crop):
+            raise Unsupported("no output_padding")
+        inner = (shape[0], *(n - m for n, m in zip(out, more, strict=True)), channels)
+        none = e.static(np.zeros(channels, np.float32), hint="bias")
+        params = {"stride": strides, "pad_amount": pads, "output_padding": [0] * len(more), "group": group}
+        y = e.emit(op_type, [x, w, none], [e.temp(inner, x.dtype)], **params)
+        amounts = [[0, 0], *([0, m] for m in more), [0, 0]]
+        y = e.add(padded_by_concat(e, y, amounts, "constant", 0.0), bias)
+        e.bind(node.outputs[0], e.reshape(y, channel_shape), order)
 
     def by_group() -> None:
         if group == 1:
@@ -204,7 +220,7 @@ def conv_transpose(e: Emitter, node: ir.Node) -> None:
     if "transpose_conv_group_crashes" in e.quirks and group > 1:
         by_group()
     else:
-        e.forms(native, by_group, spread)
+        e.forms(native, extended, by_group, spread)
 
 
 def _with_zeros(e: Emitter, x: Tensor, axis: int, stride: int) -> Tensor:

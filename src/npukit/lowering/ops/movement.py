@@ -291,14 +291,16 @@ def pad(e: Emitter, node: ir.Node) -> None:
     for i, axis in enumerate(axes):
         amounts[axis_of(e, node.inputs[0], axis, order)] = [pads[i], pads[i + len(axes)]]
     fill = e.constant(inputs[2]) if inputs[2] is not None else np.zeros(1, np.float32)
-    if mode == "constant" and fill is None:
-        raise Unsupported("the padding value must be a constant")
     for axis, (before, after) in enumerate(amounts):
         if before < 0 or after < 0:
             x = e.slice(x, axis, max(0, -before), x.shape[axis] - max(0, -after))
             amounts[axis] = [max(0, before), max(0, after)]
     if not any(before or after for before, after in amounts):
         e.bind(node.outputs[0], x, order)
+        return
+    if fill is None and mode == "constant":  # a computed padding value
+        block = e.reshape(e.get(inputs[2]), (1,))
+        e.bind(node.outputs[0], _padded_with(e, x, amounts, block), order)
         return
     if mode == "constant":
         number = float(np.asarray(fill).reshape(-1)[0])
@@ -326,8 +328,8 @@ def _native_pad(
 
     if scheme is None:
         raise Unsupported("Pad has no such scheme")
-    if scheme == "MIRROR_REFLECT" and "pad_reflect_unreliable" in e.quirks:
-        raise Unsupported("Pad by reflection gives wrong values on a target")
+    if scheme != "CONSTANT" and "pad_mirror_and_edge_unreliable" in e.quirks:
+        raise Unsupported("Pad by reflection or edge gives wrong values on a target")
     if scheme == "CONSTANT" and "pad_constant_only_zero" in e.quirks and number != 0 and x.dtype.is_float:
         raise Unsupported("a target pads floats with zero only")
     y = e.output(node.outputs[0], order)
@@ -362,6 +364,14 @@ def padded_by_concat(e: Emitter, x: Tensor, amounts: list[list[int]], mode: str,
                 parts.append(e.slice(flat, 1, begin, stop, step))
         x = e.reshape(e.concat(parts, 1), (*x.shape[:axis], size + before + after, *x.shape[axis + 1 :]))
     return x
+
+
+def _padded_with(e: Emitter, x: Tensor, amounts: list[list[int]], value: Tensor) -> Tensor:
+    """Padding with a computed scalar: the mask of what is padding selects it."""
+    zeros = padded_by_concat(e, x, amounts, "constant", 0.0)
+    outside = np.ones(zeros.shape, bool)
+    outside[tuple(slice(b, b + n) for (b, _), n in zip(amounts, x.shape, strict=True))] = False
+    return e.select(e.static(outside, DType.BOOL_8), value, zeros)
 
 
 def _source_indices(size: int, before: int, after: int, mode: str) -> list[int]:
