@@ -257,6 +257,11 @@ def test_what_cannot_be_written_is_named_at_once(tmp_path: Path) -> None:
     with pytest.raises(GraphError) as caught:
         write_dlc(Model({"g": loose}), tmp_path / "m.dlc")
     assert [fault.where for fault in caught.value.faults] == ["op o", "y"]
+    spelled = Graph("g.h", [scalar("a b", kind=WRITE)], [scalar("y", kind=READ)])
+    spelled.ops = [Op("o", "Relu", [*spelled.inputs], spelled.outputs)]
+    with pytest.raises(GraphError) as caught:
+        write_dlc(Model({"g": spelled}), tmp_path / "m.dlc")
+    assert [fault.where for fault in caught.value.faults] == ["the graph", "tensor a b"]
     with pytest.raises(ArtifactError, match=r"holds one graph, this model has 2 \(a, b\)"):
         write_dlc(Model({"a": loose, "b": loose}), tmp_path / "m.dlc")
     unknown = cnn()

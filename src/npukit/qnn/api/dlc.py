@@ -10,14 +10,18 @@ callers' business).
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Final
 
 from npukit.errors import ArtifactError, Fault, GraphError
 from npukit.qnn.api import marshal
 from npukit.qnn.api.backend import Backend, GraphOptions
 from npukit.qnn.api.libraries import Library, find
 from npukit.qnn.graph import DType, Graph, Model, Op, Tensor, TensorKind
+
+_LEGAL: Final = re.compile(r"[A-Za-z_][0-9A-Za-z_]*")
 
 
 def write_dlc(model: Model, path: Path | str, *, library: Library | None = None) -> None:
@@ -27,7 +31,7 @@ def write_dlc(model: Model, path: Path | str, *, library: Library | None = None)
     crash on what it does not expect: callers run this in a worker.
 
     Raises:
-        GraphError: loose ends, or what this libQnnIr cannot write; lists every op or tensor at fault.
+        GraphError: loose ends, illegal names, or what this libQnnIr cannot write; lists every op or tensor at fault.
         NativeError: libQnnIr fails, or cannot write the file.
         ArtifactError: `model` does not hold exactly one graph.
         MissingDependency: no libQnnIr is found.
@@ -36,7 +40,7 @@ def write_dlc(model: Model, path: Path | str, *, library: Library | None = None)
         names = ", ".join(sorted(model.graphs)) or "none"
         raise ArtifactError(f"a DLC holds one graph, this model has {len(model.graphs)} ({names})", where=str(path))
     graph = next(iter(model.graphs.values()))
-    _check_ends(graph)
+    _check_graph(graph)
     used = {id(tensor) for op in graph.ops for tensor in op.inputs}
     inputs = [tensor for tensor in graph.inputs if id(tensor) in used]
     graph = replace(graph, inputs=inputs, ops=[_with_absent(op) for op in graph.ops])
@@ -64,8 +68,8 @@ def _absent(name: str) -> Tensor:
     return Tensor(name, DType.FLOAT_32, (0,), TensorKind.NULL)
 
 
-def _check_ends(graph: Graph) -> None:
-    """Refuse tensors that are read or handed out but never made: libQnnIr would crash on them."""
+def _check_graph(graph: Graph) -> None:
+    """Refuse tensors that are read or handed out but never made (libQnnIr would crash), and names that it changes."""
     made = {id(tensor) for tensor in graph.inputs}
     faults = []
     for op in graph.ops:
@@ -75,8 +79,12 @@ def _check_ends(graph: Graph) -> None:
         made.update(id(tensor) for tensor in op.outputs)
     written = {id(tensor) for op in graph.ops for tensor in op.outputs}
     faults += [Fault("no op makes this output", t.name) for t in graph.outputs if id(t) not in written]
+    names = {f"tensor {tensor.name}": tensor.name for tensor in graph.tensors()}
+    for where, name in (("the graph", graph.name), *names.items()):
+        if not _LEGAL.fullmatch(name):
+            faults.append(Fault("the name is no identifier, libQnnIr would change it without a word", where))
     if faults:
-        raise GraphError("the graph has loose ends", where=f"graph {graph.name}", faults=faults)
+        raise GraphError("the graph cannot be written", where=f"graph {graph.name}", faults=faults)
 
 
 def _check_ops(graph: Graph, backend: Backend) -> None:
