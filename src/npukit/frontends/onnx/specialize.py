@@ -126,7 +126,7 @@ def upgrade(walk: Walk, node: ir.Node) -> bool:
     except Unsupported as error:
         walk.fault(node, f"opset {version_of(node)} form cannot be expressed in opset {newest_version('')}: {error}")
         node.version = newest_version(node.domain)
-        return False
+        return True
     if values is None:
         return False
     replace_node(walk.graph, node, builder.nodes, values)
