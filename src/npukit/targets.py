@@ -85,6 +85,8 @@ QUIRKS: dict[str, Quirk] = {
         Quirk("infinity_is_nan", "beyond 65504 a FLOAT_32 is taken for NaN by IsNan and comparisons", _HTP, _RUN),
         Quirk("division_by_power_of_two_floors", "INT_32 by one constant 2, 4, 8, ... rounds down", _HTP, _RUN),
         Quirk("integer_select_of_a_scalar_is_wrong", "INT_32 Select reads past an operand of one element", _HTP, _RUN),
+        Quirk("quantized_relu_ends_at_code_0", "8-bit Relu and Gelu clamp at code 0, not at the zero point", _CPU, _RUN),
+        Quirk("quantized_neuron_fails", "8-bit Softplus and HARD_SIGMOID validate, but execute fails (6000)", _CPU, _RUN),
         Quirk("integers_saturate", "INT_32 Add, Subtract and Multiply saturate instead of wrapping", _HTP, _RUN),
         Quirk("mixed_float_widths_refused", "FLOAT_16 and FLOAT_32 may not meet in one op without Cast", _HTP, _RUN),
     )

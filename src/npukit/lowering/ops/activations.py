@@ -11,9 +11,9 @@ import onnx_ir as ir
 
 from npukit.lowering.emitter import Emitter, channel_last
 from npukit.lowering.registry import Unsupported, lowers
-from npukit.qnn.graph import DType, Encoding, Tensor
+from npukit.qnn.graph import Encoding, Tensor
 
-from .forms import Form, Native, attribute_float, elementwise, in_float, maximum, minimum
+from .forms import Form, Native, attribute_float, elementwise, in_float, in_float_with, maximum, minimum
 from .special import erf
 
 SIMPLE = {"Sigmoid": "Sigmoid", "Tanh": "Tanh"}
@@ -49,6 +49,11 @@ def relu(e: Emitter, node: ir.Node) -> None:
     T: float, integer, or quantized; any order
     """
     if e.is_float(node.inputs[0]):
+        mark = e.mark()
+        encoding = e.output(node.outputs[0]).encoding
+        e.rollback(mark)
+        if encoding is not None and encoding.offset != 0:
+            in_float_with(e, "quantized_relu_ends_at_code_0")
         elementwise(e, node, Native("Relu"))
     else:
         elementwise(e, node, lambda e, x: maximum(e, x[0], 0), in_float(Native("Relu")))
@@ -116,16 +121,6 @@ def prelu(e: Emitter, node: ir.Node) -> None:
     e.forms(per_channel, lambda: elementwise(e, node, *forms))
 
 
-def _elu(alpha: float) -> Form:
-    """max(x, 0) + alpha * (exp(min(x, 0)) - 1)."""
-
-    def run(e: Emitter, x: list[Tensor]) -> Tensor:
-        below = e.unary("ElementWiseExp", minimum(e, x[0], 0.0))
-        return e.add(e.unary("Relu", x[0]), e.mul(e.sub(below, 1.0), alpha))
-
-    return run
-
-
 @lowers("Elu")
 def elu(e: Emitter, node: ir.Node) -> None:
     """X where positive, alpha * (exp(x) - 1) elsewhere.
@@ -134,7 +129,7 @@ def elu(e: Emitter, node: ir.Node) -> None:
     T: float, or quantized; any order
     """
     alpha = attribute_float(node, "alpha", 1.0)
-    elementwise(e, node, Native("Elu", {"alpha": alpha}), _elu(alpha))
+    elementwise(e, node, Native("Elu", {"alpha": alpha}), lambda e, x: _elu(e, x[0], alpha))
 
 
 @lowers("Selu")
@@ -150,11 +145,12 @@ def selu(e: Emitter, node: ir.Node) -> None:
         e,
         node,
         lambda e, x: e.mul(e.unary("Elu", x[0], alpha=alpha), gamma),
-        lambda e, x: e.mul(_elu_tensor(e, x[0], alpha), gamma),
+        lambda e, x: e.mul(_elu(e, x[0], alpha), gamma),
     )
 
 
-def _elu_tensor(e: Emitter, x: Tensor, alpha: float) -> Tensor:
+def _elu(e: Emitter, x: Tensor, alpha: float) -> Tensor:
+    """max(x, 0) + alpha * (exp(min(x, 0)) - 1)."""
     below = e.unary("ElementWiseExp", minimum(e, x, 0.0))
     return e.add(e.unary("Relu", x), e.mul(e.sub(below, 1.0), alpha))
 
@@ -199,6 +195,7 @@ def gelu(e: Emitter, node: ir.Node) -> None:
     def by_erf(e: Emitter, x: list[Tensor]) -> Tensor:
         return e.mul(e.mul(x[0], 0.5), e.add(erf(e, e.mul(x[0], math.sqrt(0.5))), 1.0))
 
+    in_float_with(e, "quantized_relu_ends_at_code_0")
     elementwise(e, node, Native("Gelu"), by_erf)
 
 
@@ -209,6 +206,7 @@ def hard_sigmoid(e: Emitter, node: ir.Node) -> None:
     x: T[*D] -> y: T[*D]
     T: float, or quantized; any order
     """
+    in_float_with(e, "quantized_neuron_fails")
     alpha, beta = attribute_float(node, "alpha", 0.2), attribute_float(node, "beta", 0.5)
     elementwise(
         e,
@@ -246,6 +244,7 @@ def softplus(e: Emitter, node: ir.Node) -> None:
     x: T[*D] -> y: T[*D]
     T: float, or quantized; any order
     """
+    in_float_with(e, "quantized_neuron_fails")
     # a threshold of -1, which should switch it off, returns x above -1 on CPU; from 20 on it is x in float32 anyway
     native: list[Form] = [
         Native("ElementWiseSoftplus", {"beta": 1.0, "threshold": 20.0}),
@@ -320,6 +319,3 @@ def shrink(e: Emitter, node: ir.Node) -> None:
         return e.select(above, e.sub(x, bias), inner)
 
     elementwise(e, node, run if e.is_float(node.inputs[0]) else in_float(run))
-
-
-__all__ = ["DType", "softplus_tensor"]

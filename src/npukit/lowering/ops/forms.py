@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from npukit.lowering.emitter import Emitter
+from npukit.lowering.emitter import Emitter, NeedsFloat
 from npukit.lowering.registry import Unsupported
 from npukit.qnn.graph import DType, Tensor
 
@@ -104,6 +104,12 @@ def compute(e: Emitter, form: Form, tensors: list[Tensor]) -> Tensor:
         return form(e, tensors)
     shape = np.broadcast_shapes(*(t.shape for t in tensors))
     return e.emit(form.op, tensors, [e.temp(shape, tensors[0].dtype)], **form.params)
+
+
+def in_float_with(e: Emitter, quirk: str) -> None:
+    """Raise NeedsFloat where the node runs quantized and a target has a quirk that makes that wrong."""
+    if e.quantized and quirk in e.quirks:
+        raise NeedsFloat(f"a target has the quirk {quirk}")
 
 
 def chain(step: Compute) -> Compute:
