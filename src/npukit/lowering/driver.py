@@ -14,7 +14,7 @@ import onnx_ir as ir
 
 from npukit.errors import Fault, LoweringError, nearest
 from npukit.frontends.onnx.expand_functions import expand_functions, has_body
-from npukit.lowering.emitter import Emitter, Validator, channel_last
+from npukit.lowering.emitter import Emitter, Validator, channel_last, dtype_name
 from npukit.lowering.layout import clean
 from npukit.lowering.qdq import Collapsed, collapse
 from npukit.lowering.registry import Unsupported, lowers
@@ -243,7 +243,7 @@ def _output(emitter: Emitter, value: ir.Value, taken: set[int], options: LowerOp
             perm = None
         tensor = emitter.get(value, perm)
         if tensor.kind is TensorKind.STATIC:
-            tensor.held = Held(value.name or "", emitter.source_dtype(value).name.lower(), emitter.shape(value), perm)
+            tensor.held = Held(value.name or "", dtype_name(emitter.source_dtype(value)), emitter.shape(value), perm)
             return tensor
         if id(tensor) in taken:  # a graph input, or a tensor that already is another output
             tensor = emitter.emit("Reshape", [tensor], [emitter.temp(tensor.shape, tensor.dtype, tensor.encoding)])
@@ -251,6 +251,6 @@ def _output(emitter: Emitter, value: ir.Value, taken: set[int], options: LowerOp
     finally:
         emitter.quantized = False
     tensor.kind = TensorKind.APP_READ
-    tensor.held = Held(value.name or "", emitter.source_dtype(value).name.lower(), emitter.shape(value), perm)
+    tensor.held = Held(value.name or "", dtype_name(emitter.source_dtype(value)), emitter.shape(value), perm)
     tensor.name = emitter.names.legal(value.name or "output") if tensor.name == "" else tensor.name
     return tensor

@@ -234,7 +234,7 @@ class Emitter:
 
     def _static_value(self, value: ir.Value, perm: Perm | None, as_codes: bool) -> Tensor:
         name = self.names.fresh(value.name or "constant")
-        held = Held(value.name or "", self.source_dtype(value).name.lower(), self.shape(value), perm)
+        held = Held(value.name or "", dtype_name(self.source_dtype(value)), self.shape(value), perm)
         if as_codes and value in self._codes:
             codes = self._codes[value]
             data, dtype, encoding = codes.codes, codes.dtype, _moved(codes.encoding, perm)
@@ -325,7 +325,7 @@ class Emitter:
         if tensor.name:
             self.names.release(tensor.name)
         tensor.name = self.names.legal(source) if value not in self._held else self._fresh(source)
-        tensor.held = Held(source, self.source_dtype(value).name.lower(), self.shape(value), perm)
+        tensor.held = Held(source, dtype_name(self.source_dtype(value)), self.shape(value), perm)
         self._journal.set(self._held, value, tensor)
         self._journal.set(self._order, id(tensor), perm)
 
@@ -551,6 +551,11 @@ def as_param(op_type: str, name: str, value: Any) -> Param:
     if definition.tensor:
         return Param(dtype, np.array(value, dtype.numpy))
     return Param(dtype, float(value) if dtype.is_float else bool(value) if dtype is DType.BOOL_8 else int(value))
+
+
+def dtype_name(dtype: ir.DataType) -> str:
+    """The numpy-style name of an ONNX dtype ("float32", "int64"), as `Held.dtype` has it."""
+    return {ir.DataType.FLOAT: "float32", ir.DataType.DOUBLE: "float64"}.get(dtype, dtype.name.lower())
 
 
 def channel_last(rank: int) -> Perm | None:
