@@ -308,6 +308,28 @@ def test_truncated_dlcs_and_other_files_are_refused_before_native_code(sample: P
         dlc.check(tmp_path / "gone.dlc")
 
 
+@pytest.mark.native
+def test_mutated_directories_and_stamps_never_raise_anything_else(sample: Path, tmp_path: Path) -> None:
+    seed = sample.read_bytes()
+    entries = files.zip_entries(seed)
+    spans = [(entry.header, entry.offset) for entry in entries]
+    spans += [(max(entry.offset + entry.stored for entry in entries), len(seed))] * 6
+    spans += [(e.offset, e.offset + e.stored) for e in entries if "json" in e.name or "metadata" in e.name]
+    rng = np.random.default_rng(5)
+    path = tmp_path / "m.dlc"
+    sound = 0
+    for _ in range(300):
+        data = bytearray(seed)
+        for _ in range(int(rng.integers(1, 5))):
+            low, high = spans[int(rng.integers(len(spans)))]
+            data[int(rng.integers(low, high))] = int(rng.integers(256))
+        path.write_bytes(data)
+        with contextlib.suppress(ArtifactError):
+            dlc.check(path)
+            sound += 1
+    assert 30 < sound < 270
+
+
 # --- context binaries ---
 
 

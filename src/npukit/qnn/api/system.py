@@ -99,7 +99,7 @@ def binary_info(data: Buffer, *, where: str = "") -> BinaryInfo:
         except ValueError as error:  # a NULL pointer where there must be none
             raise ArtifactError(f"the context binary is damaged ({error})", where=where) from error
         except GraphError as error:
-            raise ArtifactError(error.what, where=f"{where}, {error.where}") from error
+            raise ArtifactError(error.what, where=", ".join(filter(None, (where, error.where)))) from error
         finally:
             functions.systemContextFree(handle)
 
