@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -157,16 +157,37 @@ def compare_subjects(a: Subject, b: Subject) -> tuple[list[Change], list[str]]:
         names = {g.name: g for g in a.graphs}, {g.name: g for g in b.graphs}
         changes += _mapping("graphs", dict.fromkeys(names[0], ""), dict.fromkeys(names[1], ""), str)
         pairs = [(names[0][name], names[1][name]) for name in names[0] if name in names[1]]
+    named = (a.kind == "onnx") == (b.kind == "onnx")  # whether the two share tensor names
     for left, right in pairs:
-        changes += _graphs(left, right, _contract(a, b), notes)
-    changes += _mapping("stamp", _stamp(a), _stamp(b), _plain) if a.stamp or b.stamp else []
+        if not named:
+            notes += ["inputs and outputs of the artifact are those of its contract"] if a.stamp or b.stamp else []
+            left, right = _contract(a, left), _contract(b, right)
+        changes += _graphs(left, right, named, notes)
+    if a.stamp is not None and b.stamp is not None:
+        changes += _mapping("stamp", _stamp(a), _stamp(b), _plain)
+    elif a.stamp is not None:
+        changes.append(Change("stamp", "removed", _origin(a)))
+    elif b.stamp is not None:
+        changes.append(Change("stamp", "added", _origin(b)))
     order = {section: i for i, section in enumerate(SECTIONS)}
     return sorted(changes, key=lambda c: order[c.section]), notes
 
 
-def _contract(a: Subject, b: Subject) -> bool:
-    """Whether the two are of kinds that share tensor names."""
-    return (a.kind == "onnx") == (b.kind == "onnx")
+def _contract(subject: Subject, graph: GraphView) -> GraphView:
+    """The graph with the inputs and outputs of the stamp, which are the source's; as it is without a stamp."""
+    if subject.stamp is None:
+        return graph
+    sides = [
+        [TensorView(io.name, io.dtype, io.shape) for io in side if io.graph in ("", graph.name)]
+        for side in (subject.stamp.inputs, subject.stamp.outputs)
+    ]
+    return replace(graph, inputs=sides[0], outputs=sides[1])
+
+
+def _origin(subject: Subject) -> str:
+    stamp = subject.stamp
+    assert stamp is not None
+    return f"npukit {stamp.npukit_version}, from {stamp.source_name or 'an unknown source'}, verified: {stamp.verified}"
 
 
 def _graphs(a: GraphView, b: GraphView, named: bool, notes: list[str]) -> list[Change]:

@@ -258,7 +258,9 @@ def _read_dlc(path: Path) -> Subject:
     from npukit.artifacts import dlc
 
     model, stamp = dlc.read(path)
-    facts = {"QAIRT build": model.metadata.get("qairt_build"), "converter": model.metadata.get("converter")}
+    # libQnnIr always names "qnn-net-run" as the tool: only without a stamp does the field say something.
+    tool = model.metadata.get("converter") if stamp is None else None
+    facts = {"QAIRT build": model.metadata.get("qairt_build"), "tool": tool}
     parts = [(member.name, member.size) for member in dlc.members(path)]
     graphs = [graph_view(graph) for graph in model.graphs.values()]
     return Subject(path, "dlc", path.stat().st_size, "", graphs, facts, stamp, parts)

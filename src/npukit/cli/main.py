@@ -25,6 +25,7 @@ import typer.main
 import npukit
 from npukit.cli import options as adapter
 from npukit.errors import NpukitError, UsageError, nearest
+from npukit.files import os_error
 from npukit.verbs.options import Result
 
 log = logging.getLogger(__name__)
@@ -158,7 +159,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except MemoryError:
         return _report(NpukitError("out of memory", hint="a smaller model or batch, or a machine with more"), as_json)
     except OSError as error:
-        return _report(_os_error(error), as_json)
+        return _report(os_error(error, str(error.filename or ""), "use"), as_json)
     except Exception as error:  # a fault of ours
         return _fault(error, args, as_json)
 
@@ -183,11 +184,6 @@ def _usage(error: Any) -> NpukitError:
     elif ctx is not None:
         message, hint = error.format_message().rstrip("."), f"see `{ctx.command_path} --help`"
     return UsageError(message, hint=hint)
-
-
-def _os_error(error: OSError) -> NpukitError:
-    where = str(error.filename) if error.filename else ""
-    return UsageError(error.strerror or str(error), where=where)
 
 
 def _report(error: NpukitError, as_json: bool) -> int:

@@ -108,7 +108,7 @@ def _parse(name: str, spec: OptionSpec, value: Any) -> Any:
     if spec.choices:
         for one in value if spec.many else [value]:
             if str(one) not in spec.choices:
-                raise UsageError(f"{one!r} is not one of the choices", where=where, hint=nearest(one, spec.choices))
+                raise UsageError(f"{one!r} is not a choice", where=where, hint=nearest(str(one), spec.choices))
     if spec.parse is None:
         return tuple(value) if spec.many else value
     try:

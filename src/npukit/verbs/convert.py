@@ -103,6 +103,7 @@ class ConvertOptions:
     max_error: float | None = opt(None, "Largest error as a share of the range [by precision].", hidden=True)
     min_cosine: float | None = opt(None, "Least cosine similarity [not judged].", hidden=True)
     report: Path | None = opt(None, "Write the HTML report here.", parse=Path, metavar="FILE", hidden=True)
+    threads: int | None = opt(None, "Threads of ONNX Runtime.", hidden=True)
     timeout: float | None = opt(None, "Seconds that converting or verifying may take.", hidden=True)
     in_process: bool = opt(False, "Run native code in this process.", "--in-process", hidden=True)
 
@@ -426,7 +427,7 @@ def _verify(options: ConvertOptions, path: Path, backend: str, name: str, conver
         min_sqnr=options.min_sqnr,
         max_error=options.max_error,
         min_cosine=options.min_cosine,
-        test_data=True,
+        threads=options.threads,
     )
     outcome, sample = verify_here(chosen)
     outcome = replace(outcome, model=name)
