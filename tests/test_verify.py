@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +13,8 @@ from hypothesis import strategies as st
 
 from npukit.analysis import compare, report, samples, verify
 from npukit.errors import InputError
+
+DIGITS = Path(__file__).parents[1] / "examples" / "digits" / "digits.onnx"
 
 
 class Info:
@@ -292,3 +295,136 @@ def test_the_report_is_self_contained(tmp_path):
     assert "&lt;digits&gt;" in text
     assert text.count("<svg") == 8
     assert not re.search(r"(src|href)=|url\(|https?://|@import|<script", text)
+
+
+# --- mutants: verification must be able to fail ---
+
+
+def _swap_weight_axes(graph):
+    weight = next(op.inputs[1] for op in graph.ops if op.type == "Conv2d" and op.inputs[1].shape[2] > 1)
+    data = weight.data.reshape(-1, *weight.shape[2:])
+    side = min(data.shape[1:])
+    data = data.copy()
+    data[:, :side, :side] = data[:, :side, :side].transpose(0, 2, 1).copy()
+    weight.data = data.reshape(weight.shape)
+
+
+def _transposed_kernel(graph):
+    weight = _find(graph, "Conv2d").inputs[1]
+    weight.data = np.ascontiguousarray(weight.data.transpose(1, 0, 2, 3))
+
+
+def _drop_bias(graph):
+    bias = _find(graph, "Conv2d").inputs[2]
+    bias.data = np.zeros_like(bias.data)
+
+
+def _move_pads(graph):
+    op = _find(graph, "Conv2d")
+    pads = op.params["pad_amount"]
+    shifted = pads.value.astype(np.uint32).copy()
+    shifted[0] = [shifted[0].sum(), 0]
+    op.params["pad_amount"] = type(pads)(pads.dtype, shifted)
+
+
+def _read_nhwc_as_nchw(graph):
+    op = next(op for op in graph.ops if op.type == "Transpose" and op.inputs[0].kind.name == "NATIVE")
+    perm = op.params["perm"]
+    op.type, op.params = "Reshape", {}
+    assert perm is not None
+
+
+def _double_a_scale(graph):
+    weight = _find(graph, "FullyConnected").inputs[1]
+    weight.data = weight.data * 2
+
+
+def _negate_a_weight(graph):
+    weight = _find(graph, "FullyConnected").inputs[1]
+    data = weight.data.copy()
+    data[0] *= -1
+    weight.data = data
+
+
+def _reverse_classes(graph):
+    weight = _find(graph, "FullyConnected").inputs[1]
+    weight.data = np.ascontiguousarray(weight.data[::-1])
+
+
+def _other_activation(graph):
+    op = _find(graph, "ElementWiseNeuron")
+    operation = op.params["operation"]
+    op.params["operation"] = type(operation)(operation.dtype, 6)  # sigmoid
+
+
+def _round_weights(graph):
+    weight = _find(graph, "FullyConnected").inputs[1]
+    weight.data = np.round(weight.data, 1)
+
+
+def _average_pool(graph):
+    op = _find(graph, "PoolMax2d")
+    op.type = "PoolAvg2d"
+    op.params.pop("rounding_mode", None)
+
+
+def _shift_bias(graph):
+    bias = _find(graph, "FullyConnected").inputs[2]
+    bias.data = np.roll(bias.data, 1)
+
+
+def _find(graph, kind):
+    return next(op for op in graph.ops if op.type == kind)
+
+
+MUTANTS = [
+    _swap_weight_axes, _transposed_kernel, _drop_bias, _move_pads, _read_nhwc_as_nchw, _double_a_scale,
+    _negate_a_weight, _reverse_classes, _other_activation, _round_weights, _average_pool, _shift_bias,
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def converted(tmp_path_factory):
+    import npukit
+
+    path = tmp_path_factory.mktemp("mutants") / "digits.dlc"
+    npukit.convert(DIGITS, path)
+    return path
+
+
+@pytest.mark.native
+@pytest.mark.parametrize("mutate", MUTANTS, ids=lambda f: f.__name__.strip("_"))
+def test_verify_exits_1_on_a_mutant(converted, tmp_path, mutate):
+    from npukit.artifacts import dlc
+    from npukit.cli.main import main
+
+    model, stamp = dlc.read(converted, copy=True)
+    graph = next(iter(model.graphs.values()))
+    mutate(graph)
+    mutant = tmp_path / "mutant.dlc"
+    dlc.write(model, mutant, stamp)
+    args = ["verify", str(mutant), "--against", str(DIGITS), "--in-process", "--quiet"]
+    assert main(args) == 1
+    assert main(["verify", str(converted), *args[2:]]) == 0
+
+
+@pytest.mark.native
+def test_a_failed_conversion_names_the_first_tensor_that_diverges(tmp_path, monkeypatch):
+    import npukit
+    from npukit.frontends.onnx import load
+    from npukit.verbs import convert as module
+
+    def changed(path, options):
+        normalized = load(path, options)
+        initializer = normalized.model.graph.initializers["conv2.bias"]
+        import onnx_ir as ir
+
+        initializer.const_value = ir.tensor(initializer.const_value.numpy() + 1, name="conv2.bias")
+        return normalized
+
+    monkeypatch.setattr("npukit.frontends.onnx.load", changed)
+    result = npukit.convert(DIGITS, tmp_path / "d.dlc", in_process=True)
+    assert result.exit_code == 1
+    assert "'conv2.out'" in result.verification.diverges
+    assert "conv1.pool" in result.verification.diverges
+    assert module._lowered is not None
