@@ -252,5 +252,6 @@ def _output(emitter: Emitter, value: ir.Value, taken: set[int], options: LowerOp
         emitter.quantized = False
     tensor.kind = TensorKind.APP_READ
     tensor.held = Held(value.name or "", dtype_name(emitter.source_dtype(value)), emitter.shape(value), perm)
-    tensor.name = emitter.names.legal(value.name or "output") if tensor.name == "" else tensor.name
+    if stand is not value or not tensor.name:  # a Q/DQ pair collapsed: the tensor bears the output's name
+        tensor.name = emitter.names.legal(value.name or "output")
     return tensor

@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The layout pass: what order-tracking while lowering leaves is cleaned here.
 
-Consecutive Transposes become one (or none), consecutive Reshapes become one, ops that nothing reads go.
+Consecutive Transposes become one (or none), consecutive Reshapes become one, ops that nothing reads go. A Transpose
+in front of a flattening FullyConnected goes into the columns of its weight.
 With `nhwc_io`, a Transpose that only turns an input or output of the graph is dropped and the tensor's `held`
 says so.
 """
@@ -22,9 +23,35 @@ if TYPE_CHECKING:
 
 def clean(graph: Graph, *, nhwc_io: bool, emitter: Emitter | None = None) -> Graph:
     """Apply all clean-ups until nothing changes; the graph's inputs and outputs keep their order."""
-    while _merge(graph) or (nhwc_io and _turn_io(graph)) or _drop_dead(graph):
+    while _merge(graph) or _fold_flatten(graph) or (nhwc_io and _turn_io(graph)) or _drop_dead(graph):
         pass
     return graph
+
+
+def _fold_flatten(graph: Graph) -> bool:
+    """Transpose -> Reshape to [N, K] -> FullyConnected: the weight's columns take the order instead."""
+    makers = {id(tensor): op for op in graph.ops for tensor in op.outputs}
+    readers = _readers(graph)
+    for op in graph.ops:
+        weight = op.inputs[1] if op.type == "FullyConnected" else None
+        flat = makers.get(id(op.inputs[0])) if weight is not None else None
+        if weight is None or weight.data is None or flat is None or flat.type != "Reshape" or len(flat.inputs) != 1:
+            continue
+        turned = flat.inputs[0]
+        turn = makers.get(id(turned))
+        if turned is None or turn is None or turn.type != "Transpose" or _perm(turn)[0] != 0:
+            continue
+        if flat.outputs[0].shape != (turned.shape[0], weight.shape[1]) or len(readers[id(flat.outputs[0])]) > 1:
+            continue
+        source = turn.inputs[0]
+        assert source is not None
+        perm = _perm(turn)
+        spread = weight.data.reshape(weight.shape[0], *turned.shape[1:])
+        data = spread.transpose([perm.index(axis) for axis in range(len(perm))]).reshape(weight.shape)
+        op.inputs[1] = replace(weight, name=f"{weight.name}_columns", data=data)
+        flat.inputs[0] = source
+        return True
+    return False
 
 
 def _readers(graph: Graph) -> dict[int, list[Op]]:
