@@ -44,7 +44,8 @@ def _power(e: Emit, a: ir.Value, b: ir.Value) -> ir.Value:
 
 
 def _fmod(e: Emit, a: ir.Value, b: ir.Value) -> ir.Value:
-    return e.call("Mod", a, b, fmod=1)
+    """C's fmod for integers; for floats the only library that has it, QNN CPU, keeps the sign of b."""
+    return _mod(e, a, b) if _is_float(a) else e.call("Mod", a, b, fmod=1)
 
 
 def _mod(e: Emit, a: ir.Value, b: ir.Value) -> ir.Value:

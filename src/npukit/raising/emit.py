@@ -30,7 +30,7 @@ _FLOATS = (ir.DataType.FLOAT16, ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataTy
 _DATA_INPUTS = {
     **dict.fromkeys(["Reshape", "Expand", "Tile", "Slice", "Split", "Squeeze", "Unsqueeze", "Gather", "GatherND"], 1),
     **dict.fromkeys(["GatherElements", "ReduceMax", "ReduceMin", "ReduceMean", "ReduceProd", "ReduceSum"], 1),
-    **dict.fromkeys(["ReduceSumSquare", "CumSum", "TopK", "Resize", "Cast", "Pow", "Col2Im"], 1),
+    **dict.fromkeys(["ReduceSumSquare", "ReduceL2", "CumSum", "TopK", "Resize", "Cast", "Pow", "Col2Im"], 1),
     **dict.fromkeys(["RoiAlign", "QuantizeLinear", "STFT", "ReverseSequence"], 1),
 }
 # Ops whose data inputs are not simply the leading ones.

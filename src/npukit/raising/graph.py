@@ -13,7 +13,7 @@ import onnx_ir as ir
 from npukit.errors import GraphError, UsageError
 from npukit.qnn.graph import DType, Graph, Op, Tensor, TensorKind
 from npukit.raising.emit import Attribute, Build, Emit, ir_type
-from npukit.raising.registry import RAISERS, Raised, Unraisable
+from npukit.raising.registry import OPSETS, RAISERS, Raised, Unraisable
 
 QTI_DOMAIN = "qti.aisw"
 _OLDEST_OPSET = 21  # 16-bit QuantizeLinear and DequantizeLinear
@@ -64,13 +64,15 @@ def raise_graph(graph: Graph, *, quantized: Quantized = "qdq", opset: int | None
         quantized: "qdq" simulates every encoding (integer codes at inputs and outputs; tensor `t` holds codes
             as value `t` and real values as `t/real`); "float" ignores encodings of computed tensors and
             computes in float32 with dequantized constants.
-        opset: ai.onnx opset, at least 21; None for the newest that the installed ONNX Runtime loads.
+        opset: ai.onnx opset, at least 21; None for the newest that the installed ONNX Runtime loads and has
+            kernels for.
 
     Raises GraphError for a graph that cannot be raised, UsageError for a bad option.
     """
     if quantized not in ("qdq", "float"):
         raise UsageError(f"no such handling of encodings: {quantized!r}", hint="use 'qdq' or 'float'")
-    version = newest_opset() if opset is None else opset
+    limits = [OPSETS[op.type] for op in graph.ops if op.type in OPSETS]
+    version = min([newest_opset(), *limits]) if opset is None else opset
     if version < _OLDEST_OPSET:
         raise UsageError(f"opset {version} is too old", hint=f"{_OLDEST_OPSET} is the oldest")
     return _raised(graph, quantized, version)[0]

@@ -43,7 +43,9 @@ _KERNELS = {
     ),
     **dict.fromkeys(["Conv", "ConvTranspose", "AveragePool", "LpPool", "InstanceNormalization", "Col2Im"], "f"),
     **dict.fromkeys(["GroupNormalization", "QuantizeLinear"], "f"),
-    **dict.fromkeys(["ReduceMean", "ReduceProd", "ReduceSum", "ReduceSumSquare", "CumSum", "Pow", "Einsum"], "fd48"),
+    **dict.fromkeys(
+        ["ReduceL2", "ReduceMean", "ReduceProd", "ReduceSum", "ReduceSumSquare", "CumSum", "Pow", "Einsum"], "fd48"
+    ),
     **dict.fromkeys(["ReduceMax", "ReduceMin"], "fdb481u"),
     **dict.fromkeys(["ArgMax", "ArgMin"], "fd481u"),
     **dict.fromkeys(["Max", "Min", "Clip"], "fd481uwx"),

@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from npukit.raising.emit import Emit
-from npukit.raising.registry import Unraisable, raises
+from npukit.raising.registry import raises
 
 
 @raises("Softmax", "LogSoftmax")
@@ -134,9 +134,22 @@ def _lrn(e: Emit) -> ir.Value:
 
 @raises("MaskedSoftmax")
 def _masked_softmax(e: Emit) -> ir.Value:
-    """Softmax of x + mask over the last axis (UNCOMPRESSED): mask [batch, channel] is added to every row."""
-    if e.choice("mode", "UNCOMPRESSED") != "UNCOMPRESSED":
-        raise Unraisable("MaskedSoftmax in mode COMPRESSED")
-    batch, width = e.shape(1)
-    mask = e.reshape(e.real(1), [batch, 1, 1, width])
-    return e.call("Softmax", e.call("Add", e.real(0), mask), axis=3)
+    """Softmax over the last axis. UNCOMPRESSED: mask [batch, channel] is added to every row.
+
+    COMPRESSED: mask holds the lengths of sequences packed one after the other; each attends to itself only, and
+    what lies behind the last one is zero.
+    """
+    batch, count = e.shape(1)
+    if e.choice("mode", "UNCOMPRESSED") == "UNCOMPRESSED":
+        mask = e.reshape(e.real(1), [batch, 1, 1, count])
+        return e.call("Softmax", e.call("Add", e.real(0), mask), axis=3)
+    width = e.shape()[3]
+    ends = e.call("CumSum", e.cast(e.real(1), ir.DataType.INT64), np.asarray(1, np.int64))
+    past = e.call("LessOrEqual", e.call("Unsqueeze", ends, [2]), np.arange(width, dtype=np.int64).reshape(1, 1, -1))
+    segment = e.call("ReduceSum", e.cast(past, ir.DataType.INT64), [1], keepdims=0)
+    same = e.call("Equal", e.reshape(segment, [batch, 1, width, 1]), e.reshape(segment, [batch, 1, 1, width]))
+    inside = e.call("Less", e.reshape(segment, [batch, 1, width, 1]), np.asarray(count, np.int64))
+    x = e.real(0)
+    hidden = e.scalar_like(x, -1e4 if x.dtype is ir.DataType.FLOAT16 else -1e30)
+    y = e.call("Softmax", e.call("Where", same, x, hidden), axis=3)
+    return e.call("Where", e.call("And", same, inside), y, e.scalar_like(x, 0))

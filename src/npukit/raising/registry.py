@@ -21,13 +21,15 @@ class Unraisable(Exception):
 
 
 RAISERS: dict[str, RaiseFunction] = {}
+OPSETS: dict[str, int] = {}
 
 
-def raises(*types: str) -> Callable[[RaiseFunction], RaiseFunction]:
+def raises(*types: str, opset: int | None = None) -> Callable[[RaiseFunction], RaiseFunction]:
     """Register the decorated function as the one that raises ops of `types`.
 
     The function gets an `Emit` of the op and returns the real value of each output, in order (a single value
-    for a single output, None for an output it does not make).
+    for a single output, None for an output it does not make). `opset` is the newest ai.onnx opset at which ONNX
+    Runtime has kernels for what it emits, if that is not all of them.
     """
 
     def register(function: RaiseFunction) -> RaiseFunction:
@@ -35,6 +37,8 @@ def raises(*types: str) -> Callable[[RaiseFunction], RaiseFunction]:
             if type in RAISERS:
                 raise RuntimeError(f"two functions raise {type}: {RAISERS[type]} and {function}")
             RAISERS[type] = function
+            if opset is not None:
+                OPSETS[type] = opset
         return function
 
     return register

@@ -24,11 +24,16 @@ def _grid_sample(e: Emit) -> ir.Value:
 
 
 def _sample(
-    e: Emit, image: ir.Value, y: ir.Value, x: ir.Value, size: tuple[int, int], nearest: bool, padding: str
+    e: Emit, image: ir.Value, y: ir.Value, x: ir.Value, size: tuple[int, int], nearest: str, padding: str
 ) -> ir.Value:
-    """image: [N, C, H, W] at pixel places y, x: [N, h, w] -> [N, h, w, C]."""
-    if nearest:
-        y, x = (e.call("Floor", e.call("Add", v, 0.5)) for v in (y, x))
+    """image: [N, C, H, W] at pixel places y, x: [N, h, w] -> [N, h, w, C].
+
+    `nearest` is empty for bilinear samples, "floor", or "round" (halves away from zero).
+    """
+    if nearest == "floor":
+        y, x = (e.call("Floor", v) for v in (y, x))
+    elif nearest:
+        y, x = (e.call("Mul", e.call("Sign", v), e.call("Floor", e.call("Add", e.call("Abs", v), 0.5))) for v in (y, x))
     grid = []
     for place, extent in ((x, size[1]), (y, size[0])):
         scaled = e.call("Mul", e.call("Add", e.call("Mul", place, 2.0), 1.0), 1.0 / extent)
@@ -44,7 +49,7 @@ def _crop_and_resize(e: Emit) -> ir.Value:
     """Crops of normalised boxes (y1, x1, y2, x2), corner aligned; outside the image the extrapolation value."""
     _, height, width, _ = e.shape()
     boxes, rows, columns, _ = e.out_shape()
-    nearest = e.choice("interpolation_mode", "BILINEAR") == "NEAREST_NEIGHBOR"
+    nearest = "floor" if e.choice("interpolation_mode", "BILINEAR") == "NEAREST_NEIGHBOR" else ""
     corners = e.calls("Split", e.real(1), np.ones(4, np.int64), outputs=4, axis=1)
     places, outside = [], None
     for axis, (extent, count) in enumerate(((height, rows), (width, columns))):
@@ -71,7 +76,7 @@ def _image_projection(e: Emit) -> ir.Value:
     """Output pixel (x, y) takes the input at ((a0 x + a1 y + a2) / k, (b0 x + b1 y + b2) / k), zero outside."""
     batch, height, width, _ = e.shape()
     rows, columns = e.out_shape()[1:3]
-    nearest = e.choice("interpolation_mode", "BILINEAR") == "NEAREST_NEIGHBOR"
+    nearest = "round" if e.choice("interpolation_mode", "BILINEAR") == "NEAREST_NEIGHBOR" else ""
     given = e.call("Expand", e.reshape(e.real(1), [-1, 8, 1, 1]), [batch, 8, 1, 1])
     a0, a1, a2, b0, b1, b2, c0, c1 = (
         e.reshape(part, [batch, 1, 1]) for part in e.calls("Split", given, np.ones(8, np.int64), outputs=8, axis=1)
@@ -106,10 +111,10 @@ def _extract_glimpse(e: Emit) -> ir.Value:
         full = e.call("Add", place, np.arange(count, dtype=np.float32)[None])
         full = e.reshape(full, [batch, count, 1] if axis == 0 else [batch, 1, count])
         places.append(e.call("Expand", full, [batch, rows, columns]))
-    return _sample(e, e.channel_first(e.real(0), 4), places[0], places[1], (height, width), True, "zeros")
+    return _sample(e, e.channel_first(e.real(0), 4), places[0], places[1], (height, width), "floor", "zeros")
 
 
-@raises("RoiAlign")
+@raises("RoiAlign", opset=21)
 def _roi_align(e: Emit) -> ir.Value:
     """Average of bilinear samples; regions are scaled beforehand, as ONNX has one scale for both axes."""
     samples = {e.integer("num_samples_y", -1), e.integer("num_samples_x", -1)}
@@ -166,7 +171,7 @@ def _stft(e: Emit) -> ir.Value:
     return e.call("STFT", e.real(0), step, window, frame, onesided=e.integer("onesided", 1))
 
 
-@raises("RandomUniformLike")
+@raises("RandomUniformLike", opset=21)
 def _random_uniform(e: Emit) -> ir.Value:
     """Random numbers: the same distribution, not the same numbers."""
     low, high = float(e.scalar("low", 0.0)), float(e.scalar("high", 1.0))

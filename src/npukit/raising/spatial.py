@@ -117,19 +117,21 @@ def _pairs(pads: Sequence[int]) -> list[tuple[int, int]]:
 
 @raises("L2Pool2d")
 def _pool_l2(e: Emit) -> ir.Value:
-    kernel = e.ints("filter_size")
+    """Root of the mean of squares, padding not counted, as QNN CPU has it (the definition says sum)."""
     x = e.channel_first(e.real(), 4)
-    y = e.call("LpPool", x, kernel_shape=kernel, strides=e.ints("stride"), pads=_pads(e, 2), p=2)
-    return e.channel_last(y, 4)
+    squares = e.call("Mul", x, x)
+    y = e.call("AveragePool", squares, kernel_shape=e.ints("filter_size"), strides=e.ints("stride"), pads=_pads(e, 2))
+    return e.channel_last(e.call("Sqrt", y), 4)
 
 
 def _resized(e: Emit, **attrs: Any) -> ir.Value:
     """Resize of the spatial axes to the output tensor's size."""
     rank, out = len(e.shape()), e.out_shape()
-    x = e.channel_first(e.real(), rank)
-    sizes = np.asarray([out[0], out[-1], *out[1:-1]], np.int64)
+    # One image a channel: ONNX Runtime moves a plain Transpose through Resize, and then refuses cubic ones.
+    x = e.reshape(e.channel_first(e.real(), rank), [-1, 1, *e.shape()[1:-1]])
+    sizes = np.asarray([out[0] * out[-1], 1, *out[1:-1]], np.int64)
     y = e.call("Resize", x, None, None, sizes, **attrs)
-    return e.channel_last(y, rank)
+    return e.channel_last(e.reshape(y, [out[0], out[-1], *out[1:-1]]), rank)
 
 
 def _coordinates(e: Emit) -> str:
