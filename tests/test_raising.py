@@ -336,3 +336,10 @@ def test_errors():
 def test_two_owners_of_an_op_are_an_error():
     with pytest.raises(RuntimeError, match="two functions raise Relu"):
         raises("Relu")(lambda e: e.real())
+
+
+def test_float_bounds_of_integers():
+    bounds = {"min_value": Param(F32, -np.inf), "max_value": Param(F32, 2.5)}
+    x, y = tensor("x", (3,), dtype=DType.INT_32), tensor("y", (3,), dtype=DType.INT_32)
+    (got,) = run(single("ReluMinMax", [x], y, **bounds), [np.array([-(2**31), 2, 7], np.int32)])
+    np.testing.assert_array_equal(got, [-(2**31), 2, 2])

@@ -4,8 +4,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
+import numpy as np
 import onnx_ir as ir
 
 from npukit.raising.emit import Emit
@@ -133,7 +135,12 @@ def _prelu(e: Emit) -> ir.Value:
 
 
 def clamp(e: Emit, x: ir.Value, low: float, high: float) -> ir.Value:
-    """Clip with float bounds, kept inside the range of an integer x."""
+    """Clip with float bounds; for an integer x the whole numbers between them that its type has."""
+    dtype = (x.dtype or ir.DataType.FLOAT).numpy()
+    if np.issubdtype(dtype, np.integer):
+        lowest, highest = (int(v) for v in (np.iinfo(dtype).min, np.iinfo(dtype).max))
+        low = lowest if low <= lowest else min(math.ceil(low), highest)
+        high = highest if high >= highest else max(math.floor(high), lowest)
     return e.call("Clip", x, low, high)
 
 

@@ -211,13 +211,6 @@ class Emit:
             self._load(tensor)
         return self.build.codes[id(tensor)]
 
-    def static(self, index: int) -> Array | None:
-        """The real values of a static input as numpy, None where it is computed or absent."""
-        tensor = self.tensor(index)
-        if tensor is None or tensor.data is None:
-            return None
-        return dequantized(tensor)
-
     def _load(self, tensor: Tensor) -> None:
         if tensor.data is None:
             raise self.error(f"reads {tensor.name!r}, which nothing makes")
