@@ -7,6 +7,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -24,6 +25,8 @@ from npukit.verbs.isolate import isolated
 from npukit.verbs.options import arg, opt, verb
 
 if TYPE_CHECKING:
+    import onnx_ir as ir
+
     from npukit.lowering import Lowered
     from npukit.qnn.graph import Op, Tensor
     from npukit.targets import Target
@@ -93,7 +96,7 @@ class ConvertOptions:
         (2_000_000_000, 200.0), "Weights and GFLOP above which it is left out [2GB,200].", parse=limit,
         metavar="SIZE,GFLOP", hidden=True,
     )  # fmt: skip
-    random: int = opt(2, "How many samples to generate.", hidden=True)
+    random: int | None = opt(None, "Generate this many samples, whatever test data there is [2].", hidden=True)
     seed: int = opt(DEFAULT_SEED, "Seed of generated samples.", hidden=True)
     input_ranges: dict[str, tuple[float, float]] = opt(
         {}, "Range of a generated input.", "--input-range", many=True, parse=o.ranges, metavar="NAME=LO:HI",
@@ -312,7 +315,7 @@ def _convert(options: ConvertOptions, path: Path | None) -> Converted:
         targets=tuple(target.name for target in targets),
         options={**_recorded(options), "precision": precision},
         inputs=_inputs(lowered, [value.name or "" for value in normalized.model.graph.inputs]),
-        outputs=tuple(io_tensor(tensor) for tensor in lowered.graph.outputs),
+        outputs=_outputs(lowered, normalized.model),
         names={source: name for source, name in lowered.names.items() if source != name},
     )
     if path is not None:
@@ -386,6 +389,21 @@ def _inputs(lowered: Lowered, order: list[str]) -> tuple[IoTensor, ...]:
     return tuple(sorted(found, key=lambda io: place.get(io.name, len(place))))
 
 
+def _outputs(lowered: Lowered, model: ir.Model) -> tuple[IoTensor, ...]:
+    """The outputs of the contract; what provably fits its narrower tensor is not narrowed."""
+    from npukit.frontends.onnx.ranges import Ranges, fits_int32
+
+    ranges = Ranges()
+    values = {value.name: value for value in model.graph.outputs}
+    found = []
+    for tensor in lowered.graph.outputs:
+        io = io_tensor(tensor)
+        if io.narrowed and io.held_dtype == "INT_32" and fits_int32(values[io.name], ranges):
+            io = replace(io, narrowed=False)
+        found.append(io)
+    return tuple(found)
+
+
 _SOURCE_DTYPES = {"float": "float32", "double": "float64"}
 _NARROWED = {"int64": "INT_32", "uint64": "UINT_32", "float64": "FLOAT_32"}
 
@@ -414,29 +432,53 @@ def _form_notes(lowered: Lowered) -> list[str]:
 
 def _verify(options: ConvertOptions, path: Path, backend: str, name: str, converted: Converted) -> Verification:
     """Verify the file at `path`, which will be called `name`, against its source."""
-    from npukit.verbs.verify import VerifyOptions, verify_here
-
-    chosen = VerifyOptions(
-        model=path,
-        against=options.model,
-        backend=backend,
-        inputs=tuple((key, value) for key, value in options.inputs if isinstance(value, Path)),
-        random=options.random,
-        seed=options.seed,
-        input_ranges=options.input_ranges,
-        min_sqnr=options.min_sqnr,
-        max_error=options.max_error,
-        min_cosine=options.min_cosine,
-        threads=options.threads,
-    )
-    outcome, sample = verify_here(chosen)
-    outcome = replace(outcome, model=name)
-    if outcome.passed or _lowered is None or backend == "ort":
-        return outcome
     from npukit.analysis.diverge import first_divergence
     from npukit.targets import TARGETS
+    from npukit.verbs.verify import VerifyOptions, verify_here
 
-    chips = [TARGETS[target] for target in converted.stamp.targets]
-    soc = next((chip.soc_id for chip in chips if chip.backend == backend), None)
-    found = first_divergence(_lowered.graph, options.model, sample, backend, soc, outcome.criteria)
-    return replace(outcome, diverges=found)
+    with contextlib.ExitStack() as stack:
+        source = _cut_source(options, converted, stack)
+        chosen = VerifyOptions(
+            model=path,
+            against=source,
+            backend=backend,
+            inputs=tuple((key, value) for key, value in options.inputs if isinstance(value, Path)),
+            random=options.random,
+            seed=options.seed,
+            input_ranges=options.input_ranges,
+            min_sqnr=options.min_sqnr,
+            max_error=options.max_error,
+            min_cosine=options.min_cosine,
+            threads=options.threads,
+        )
+        outcome, sample = verify_here(chosen)
+        outcome = replace(outcome, model=name, reference=options.model.name)
+        if outcome.passed or _lowered is None or backend == "ort":
+            return outcome
+        chips = [TARGETS[target] for target in converted.stamp.targets]
+        soc = next((chip.soc_id for chip in chips if chip.backend == backend), None)
+        found = first_divergence(_lowered.graph, source, sample, backend, soc, outcome.criteria)
+        return replace(outcome, diverges=found)
+
+
+def _cut_source(options: ConvertOptions, converted: Converted, stack: contextlib.ExitStack) -> Path:
+    """The model to compare with: the source, or where the options cut inputs off, a copy that begins there too."""
+    cuts = tuple(name for name, value in options.inputs if not isinstance(value, Path))
+    if not cuts:
+        return options.model
+    import numpy as np
+    import onnx_ir as ir
+
+    from npukit.frontends.onnx import LoadOptions
+    from npukit.frontends.onnx.cut_graph import cut_graph
+    from npukit.frontends.onnx.read_model import read_model
+
+    model = read_model(options.model).model
+    cut_graph(model, LoadOptions(inputs=cuts, outputs=options.outputs))
+    contract = {io.name: io for io in converted.stamp.inputs}
+    for value in model.graph.inputs:
+        io = contract[value.name or ""]
+        value.dtype, value.shape = ir.DataType.from_numpy(np.dtype(io.dtype)), ir.Shape(io.shape)
+    folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="npukit-cut-")))
+    ir.save(model, folder / "cut.onnx", external_data="cut.data")
+    return folder / "cut.onnx"

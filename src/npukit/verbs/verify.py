@@ -6,14 +6,16 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Mapping
+import logging
+import tempfile
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from npukit.analysis.samples import DEFAULT_SEED, Sample
+from npukit.analysis.samples import DEFAULT_SEED, InputInfo, Sample, Samples
 from npukit.analysis.verify import IndexOutput, Verification
-from npukit.errors import NpukitError, UsageError
+from npukit.errors import ModelError, NpukitError, UsageError
 from npukit.verbs import options as o
 from npukit.verbs.isolate import isolated
 from npukit.verbs.options import arg, opt, verb
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
     from npukit.runtime.session import Session
+
+log = logging.getLogger(__name__)
 
 BACKENDS = ("qnn-cpu", "qnn-htp", "ort")
 
@@ -89,6 +93,7 @@ def verify_here(options: VerifyOptions) -> tuple[Verification, Sample]:
     """`verify` in this process, without the report; with the outcome, the first sample that failed (else the first)."""
     from npukit.analysis import compare
     from npukit.analysis import verify as analysis
+    from npukit.analysis.reference import check_rewritten
     from npukit.runtime.session import Session, file_kind
 
     assert options.against is not None
@@ -103,14 +108,9 @@ def verify_here(options: VerifyOptions) -> tuple[Verification, Sample]:
         names = [info.name for info in model.outputs]
         indices = index_outputs(source, names) if source is not None else {}
         fetch = _fetch(source, names, indices) if options.reference_backend in (None, "ort") else ()
-        reference = stack.enter_context(
-            Session(
-                options.against, backend=options.reference_backend, in_process=True, threads=options.threads,
-                fetch=fetch,
-            )
-        )  # fmt: skip
+        reference, notes = _reference(options, model, fetch, stack)
         infos = analysis.input_infos(model, reference)
-        chosen, notes = _samples(options, source, infos)
+        chosen = _samples(options, source, infos)
         precision = precision_of(options.model, model)
         limits = compare.criteria(
             precision, min_sqnr=options.min_sqnr, max_error=options.max_error, min_cosine=options.min_cosine
@@ -118,8 +118,41 @@ def verify_here(options: VerifyOptions) -> tuple[Verification, Sample]:
         plan = analysis.Plan(precision, limits, indices, options.model.name, options.against.name)
         if model.stamp is None and file_kind(options.model) != "onnx":
             notes.append("the model has no stamp: its outputs are its native tensors")
+        if any("rewritten" in note for note in notes):
+            takes = {info.name for info in reference.inputs}
+            feeds = {name: array for name, array in chosen.runs[0].items() if name in takes}
+            notes.append(check_rewritten(options.against, chosen.runs[0], reference.run(feeds)))
         outcome = analysis.verify(model, reference, chosen, plan, notes)
         return outcome, chosen.runs[_worst_sample(outcome)]
+
+
+def _reference(
+    options: VerifyOptions, model: Session, fetch: tuple[str, ...], stack: contextlib.ExitStack
+) -> tuple[Session, list[str]]:
+    """The reference's session; a source that ONNX Runtime does not load is rewritten for it, which a note says."""
+    from npukit.analysis.reference import rewrite_for_ort
+    from npukit.runtime.session import Session, file_kind
+
+    path = options.against
+    assert path is not None
+
+    def session(file: Path) -> Session:
+        backend, threads = options.reference_backend, options.threads
+        return stack.enter_context(Session(file, backend=backend, in_process=True, threads=threads, fetch=fetch))
+
+    if file_kind(path) != "onnx" or options.reference_backend not in (None, "ort"):
+        return session(path), []
+    try:
+        return session(path), []
+    except ModelError as error:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="npukit-reference-")))
+        shapes = {info.name: tuple(d for d in info.shape if isinstance(d, int)) for info in model.inputs}
+        try:
+            rewritten, notes = rewrite_for_ort(path, shapes, folder)
+            return session(rewritten), notes
+        except NpukitError as second:
+            log.info("rewriting it for ONNX Runtime failed too: %s", second)
+            raise error from second
 
 
 def _worst_sample(outcome: Verification) -> int:
@@ -128,21 +161,21 @@ def _worst_sample(outcome: Verification) -> int:
     return max(range(len(shares[0])), key=lambda i: max(s[i] for s in shares if i < len(s))) if shares else 0
 
 
-def _samples(options: VerifyOptions, source: ir.Model | None, infos: Any) -> tuple[Any, list[str]]:
+def _samples(options: VerifyOptions, source: ir.Model | None, infos: Sequence[InputInfo]) -> Samples:
     from npukit.analysis import samples
 
     if options.inputs:
-        return samples.given(options.inputs, infos), []
+        return samples.given(options.inputs, infos)
     assert options.against is not None
     if options.random is None and options.test_data and not options.input_ranges:
         found = samples.test_data_sets(options.against, infos)
         if found is not None:
-            return found, []
+            return found
     implied = None
     if source is not None:
         implied = functools.partial(_implied, source)
-    made = samples.generate(infos, options.random or 2, seed=options.seed, ranges=options.input_ranges, implied=implied)
-    return made, []
+    count = options.random or 2
+    return samples.generate(infos, count, seed=options.seed, ranges=options.input_ranges, implied=implied)
 
 
 def _implied(source: ir.Model, name: str) -> tuple[float, float] | None:

@@ -1,0 +1,113 @@
+# SPDX-FileCopyrightText: npukit contributors
+# SPDX-License-Identifier: Apache-2.0
+"""The source model as a reference on ONNX Runtime, also where that does not know the model's opset.
+
+Then the model is rewritten: npukit's front end makes it static, ops that are newer than ONNX Runtime's opset are
+expanded by their own definitions, the rest is declared in that opset (new versions mostly only add dtypes). Small
+models are then run by onnx.reference as well, which knows every opset, and the outcome is a note.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from npukit.analysis import compare
+from npukit.errors import InputError, ModelError
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+log = logging.getLogger(__name__)
+
+_CHECK_BYTES = 16 << 20  # weights up to which onnx.reference, which is slow, is asked
+_EMBED_LIMIT = 1_500_000_000
+_TOLERANCE = 1e-3
+
+
+def rewrite_for_ort(path: Path, shapes: Mapping[str, tuple[int, ...]], folder: Path) -> tuple[Path, list[str]]:
+    """The model at `path` in an opset that the installed ONNX Runtime loads, and notes on what was done.
+
+    Args:
+        path: the source model.
+        shapes: shape of every input.
+        folder: an existing folder to write to.
+
+    Raises:
+        ModelError: the front end cannot read the model or make it static.
+    """
+    import onnx_ir as ir
+
+    from npukit.frontends.onnx import LoadOptions, expand_functions, load
+    from npukit.raising import newest_opset
+
+    newest = newest_opset()
+    normalized = load(path, LoadOptions(input_shapes=dict(shapes)))
+    before = [node.op_type for node in normalized.model.graph]
+    newer = sorted({name for name in before if _since(name) > newest})
+    model = expand_functions(normalized.model, lambda domain, op, version: bool(domain) or _since(op) <= newest)
+    _declare(model, newest)
+    target = folder / "reference.onnx"
+    size = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
+    ir.save(model, target, external_data="reference.data" if size > _EMBED_LIMIT else None)
+    which = f" ({', '.join(newer)})" if newer else ""
+    note = f"the reference was rewritten for ONNX Runtime, which knows opset {newest}{which}"
+    return target, [note]
+
+
+def _declare(model: ir.Model, opset: int) -> None:
+    model.opset_imports[""] = opset
+    model.graph.opset_imports[""] = opset
+    model.ir_version = 10
+    for node in model.graph.all_nodes():
+        if node.domain in ("", "ai.onnx"):
+            node.version = opset
+
+
+def _since(op: str) -> int:
+    import onnx
+
+    try:
+        return int(onnx.defs.get_schema(op).since_version)
+    except onnx.defs.SchemaError:
+        return 0
+
+
+def check_rewritten(source: Path, feeds: Mapping[str, Any], expected: Mapping[str, Any]) -> str:
+    """A note on whether onnx.reference computes the same from `source`; `expected` are the rewritten model's outputs.
+
+    Raises:
+        ModelError: it does not: the rewriting is wrong, and nothing can be judged by it.
+    """
+    import onnx
+    from onnx.reference import ReferenceEvaluator
+
+    size = source.stat().st_size
+    if size > _CHECK_BYTES:
+        return "the rewriting was not checked with onnx.reference: the model is too large for it"
+    try:
+        evaluator = ReferenceEvaluator(onnx.load(source))
+        names: Sequence[str] = evaluator.output_names
+        values = evaluator.run(None, {name: np.asarray(feeds[name]) for name in evaluator.input_names})
+    except Exception as error:  # an op that onnx.reference lacks, or one it gets wrong: it raises what it likes
+        log.info("onnx.reference failed", exc_info=True)
+        return f"the rewriting could not be checked with onnx.reference: {type(error).__name__}"
+    for name, value in zip(names, values, strict=True):
+        if name not in expected:
+            continue
+        try:
+            metrics = compare.compare(np.asarray(value), np.asarray(expected[name]))
+        except InputError as error:
+            raise ModelError(f"the rewritten reference differs from onnx.reference: {error.what}", where=name) from None
+        wrong = metrics.max_share > _TOLERANCE or metrics.nan_mismatch or metrics.inf_mismatch
+        if wrong and metrics.kind == "float":
+            raise ModelError(
+                f"the rewritten reference differs from onnx.reference by {metrics.max_share:.3g} of the range",
+                where=name,
+                hint="verify with a newer ONNX Runtime, or against an exported DLC",
+            )
+    return "the rewriting agrees with onnx.reference"
