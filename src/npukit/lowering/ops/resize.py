@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: npukit contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Resize and sampling over spatial axes.
+"""Resize over spatial axes.
 
 Every Resize is linear in its input: where no native op has the mode, each resized axis becomes a product with a
 constant interpolation matrix [out, in], computed here by the ONNX definition (operators page, Resize).
@@ -262,28 +262,3 @@ class _Plan:
         if t < 2:
             return a * t**3 - 5 * a * t**2 + 8 * a * t - 4 * a
         return 0.0
-
-
-@lowers("GridSample")
-def grid_sample(e: Emitter, node: ir.Node) -> None:
-    """Sampling at run-time coordinates.
-
-    x: T[N,C,*S], grid: T[N,*S',r] -> y: T[N,C,*S']
-    T: float; mode linear or nearest
-    """
-    mode = node.attributes.get_string("mode", "linear")
-    modes = {"linear": "BILINEAR", "bilinear": "BILINEAR", "nearest": "NEAREST"}
-    if mode not in modes:
-        raise Unsupported(f"GridSample with mode {mode!r}", hint="linear and nearest have a native form")
-    volume = e.rank(node.inputs[0]) == 5 and "grid_sample_nearest_3d_wrong" in e.quirks
-    if mode == "nearest" and ("grid_sample_nearest_wrong" in e.quirks or volume):
-        raise Unsupported("GridSample in nearest mode gives wrong values on a target")
-    perm = channel_last(e.rank(node.inputs[0]))
-    e.emit(
-        "GridSample",
-        [e.get(node.inputs[0], perm), e.get(node.inputs[1])],
-        [e.output(node.outputs[0], perm)],
-        align_corners=bool(node.attributes.get_int("align_corners", 0)),
-        mode=modes[mode],
-        padding_mode=node.attributes.get_string("padding_mode", "zeros").upper(),
-    )
