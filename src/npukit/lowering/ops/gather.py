@@ -111,7 +111,7 @@ def gather_elements(e: Emitter, node: ir.Node) -> None:
 def gather_nd(e: Emitter, node: ir.Node) -> None:
     """Slices of the data at index tuples.
 
-    data: T[*B,*D], indices: int[*B,*I,k] -> y: T[*B,*I,*D[k:]]
+    data: T[*B,*D], indices: int[*B,*I,k] -> y: T[*B,*I,*E]
     T: any
     """
     data = e.get(node.inputs[0])
@@ -229,7 +229,7 @@ def _place(e: Emitter, data: Tensor, updates: Tensor, targets: Array, reduction:
 def scatter_nd(e: Emitter, node: ir.Node) -> None:
     """Write slices at index tuples.
 
-    data: T[*D], indices: int[*I,k], updates: T[*I,*D[k:]] -> y: T[*D]
+    data: T[*D], indices: int[*I,k], updates: T[*I,*E] -> y: T[*D]
     T: any; reduction none, add, mul; max and min with constant indices
     """
     reduction = node.attributes.get_string("reduction", "none")
@@ -258,7 +258,7 @@ def scatter_nd(e: Emitter, node: ir.Node) -> None:
 def one_hot(e: Emitter, node: ir.Node) -> None:
     """`on` at the index, `off` elsewhere, along a new axis.
 
-    indices: int[*I], depth: int, values: T[2] -> y: T[*I,depth]
+    indices: int[*I], depth: int[], values: T[2] -> y: T[*I,depth]
     T: float, int32; depth and values constant
     """
     depth = e.ints(node.inputs[1], "depth")[0]
