@@ -1,0 +1,88 @@
+# SPDX-FileCopyrightText: npukit contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Time and peak memory of a command and of every process that it starts."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a command took.
+
+    Attributes:
+        wall: seconds.
+        cpu: seconds of user and system time, child processes included.
+        peak: bytes: the sum over its processes of each one's own peak of resident memory, mapped files included.
+            An upper bound where there are several, as their peaks need not coincide.
+        largest: bytes: the peak of the largest process.
+        load: the machine's load average when it began.
+    """
+
+    wall: float
+    cpu: float
+    peak: int
+    largest: int
+    load: float
+
+
+def measure(command: list[str], *, env: dict[str, str] | None = None, cwd: Path | None = None) -> Cost:
+    """Run a command to its end; RuntimeError with its last words unless it exits 0."""
+    load = os.getloadavg()[0]
+    peaks: dict[int, int] = {}
+    with subprocess.Popen(
+        command, env=env, cwd=cwd, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    ) as process:
+        start = time.perf_counter()
+        done = threading.Event()
+        watcher = threading.Thread(target=_watch, args=(process.pid, peaks, done))
+        watcher.start()
+        assert process.stdout is not None
+        words = process.stdout.read()
+        _, status, usage = os.wait4(process.pid, 0)
+        wall = time.perf_counter() - start
+        process.returncode = os.waitstatus_to_exitcode(status)
+        done.set()
+        watcher.join()
+    if process.returncode:
+        raise RuntimeError(f"{' '.join(command)} exited with {process.returncode}: {words[-2000:].decode()}")
+    largest = usage.ru_maxrss * 1024
+    return Cost(wall, usage.ru_utime + usage.ru_stime, max(sum(peaks.values()), largest), largest, load)
+
+
+def _watch(root: int, peaks: dict[int, int], done: threading.Event) -> None:
+    """Note each process's high-water mark every 20 ms: it only grows, so that little is missed at the end."""
+    while not done.wait(0.02):
+        for pid in [root, *_descendants(root)]:
+            try:
+                status = Path(f"/proc/{pid}/status").read_text()
+            except OSError:
+                continue
+            if "VmHWM:" in status:
+                peaks[pid] = int(status.partition("VmHWM:")[2].split()[0]) * 1024
+
+
+def _descendants(root: int) -> list[int]:
+    found, todo = [], [root]
+    while todo:
+        pid = todo.pop()
+        try:
+            tasks = list(Path(f"/proc/{pid}/task").iterdir())
+            children = [int(c) for task in tasks for c in (task / "children").read_text().split()]
+        except OSError:
+            continue
+        found += children
+        todo += children
+    return found
+
+
+def python(*arguments: str) -> list[str]:
+    """A command of this Python."""
+    return [sys.executable, *arguments]
