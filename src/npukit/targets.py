@@ -69,6 +69,7 @@ QUIRKS: dict[str, Quirk] = {
         Quirk("asin_beyond_one_fails", "graphExecute fails (6000) where an element of Asin is beyond 1", _CPU, _RUN),
         Quirk("cast_to_bool_takes_a_byte", "Cast to BOOL_8 gives the lowest bits, not x != 0", _HTP, _RUN),
         Quirk("gather_negative_indices", "gathers and scatters take no negative indices", _CPU | _HTP, _RUN),
+        Quirk("float16_refused", "FLOAT_16 activations are refused but by Cast", _CPU, _RUN),
         Quirk("rms_norm_epsilon_outside_root", "RmsNorm divides by sqrt(mean) + epsilon", _CPU, _RUN),
         Quirk(
             "pad_mirror_and_edge_unreliable",
@@ -101,6 +102,7 @@ QUIRKS: dict[str, Quirk] = {
         Quirk("scatter_narrow_indices_wrong", "ScatterElements misplaces indices narrower than the data", _CPU, _RUN),
         Quirk("one_hot_integers_are_float_bits", "OneHot writes float bits into an integer output", _CPU, _RUN),
         Quirk("shape_corrupts_heap", "the op Shape kills the process", _CPU, _RUN),
+        Quirk("float16_refused", "FLOAT_16 activations are refused but by Cast", _CPU, _RUN),
         Quirk("rms_norm_epsilon_outside_root", "RmsNorm divides by sqrt(mean) + epsilon", _CPU, _RUN),
         Quirk("layer_norm_default_epsilon_1e-5", "LayerNorm without epsilon uses 1e-5: always send it", _CPU, _RUN),
         Quirk("instance_norm_drops_affine", "InstanceNorm normalize_variance 0 drops gamma and beta", _CPU, _RUN),

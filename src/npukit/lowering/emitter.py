@@ -105,7 +105,7 @@ class Emitter:
         self.graph = graph
         self.targets = tuple(targets)
         self.quirks = frozenset(quirk for target in targets for quirk in target.quirks)
-        self.float_dtype = float_dtype
+        self._float = float_dtype
         self.names = Names()
         self.node: ir.Node | None = None
         self.quantized = False
@@ -151,11 +151,20 @@ class Emitter:
         """The QNN dtype that holds an ONNX dtype in this graph. Raises Unsupported for strings, float8, ..."""
         if dtype in _INTEGERS:
             return DType.INT_32
+        if dtype is ir.DataType.FLOAT16 and "float16_refused" not in self.quirks:
+            return DType.FLOAT_16
         if dtype in _FLOATS:
-            return self.float_dtype
+            return self._float
         if dtype is ir.DataType.BOOL:
             return DType.BOOL_8
         raise Unsupported(f"no QNN tensor holds {dtype.name.lower()}", kind="dtype cannot be held")
+
+    @property
+    def float_dtype(self) -> DType:
+        """The dtype of intermediate floats at the current node: that of its float operands."""
+        values = [v for v in (*self.node.inputs, *self.node.outputs) if v is not None] if self.node is not None else []
+        kinds = [v.dtype for v in values if v.dtype in _FLOATS]
+        return self.held_dtype(kinds[0]) if kinds and kinds[0] is not None else self._float
 
     def is_float(self, value: ir.Value | None) -> bool:
         return self.source_dtype(value) in _FLOATS
