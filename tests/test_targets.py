@@ -26,7 +26,7 @@ def test_every_row_is_sound(row):
     if row.backend == "qnn-htp":
         assert row.soc_id in ARCH_OF_SOC[row.arch]
         assert row.source
-        assert row.float16 == (row.arch >= 69)
+        assert row.int4
 
 
 def test_look_ups():
@@ -37,6 +37,9 @@ def test_look_ups():
     assert [t.name for t in resolve(["portable", "sm8650", "qnn-cpu"])] == ["qnn-cpu", "htp-v73", "sm8650"]
     assert set(by_soc_id(35)) == {"sm7325", "qcm6490", "qcs6490"}
     assert htp(200, 90).name == "soc200-v90"
+    assert target("sm8350").float16
+    assert not target("qcs6490").float16
+    assert not target("sm8635").float16
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,8 @@ Sources, by the letter in the rows:
     L  google-ai-edge/LiteRT vendors/qualcomm soc_table.cc (arch, VTCM).
     R  read from a context binary that libQnnHtp 2.47 made for this SoC id (arch).
     A  Ascend documents as collected for the toolkit (soc_version, precision).
-Float: float graphs validate on V69, V73 and V75 and are refused on V68 with 3110 (tried on the emulator). Architectures
-above V75 are taken to follow. int4: 4-bit weights were tried on V75; V73 and later are taken to follow.
+    V  libQnnHtp 2.47 for this SoC id: whether it validates Conv2d in float32 and with 4-bit weights. Float goes by
+       the chip, not by the architecture: SM8350 and SA8295 (V68) have it, SM7475 (V69) and SM8635 (V73) do not.
 """
 
 from __future__ import annotations
@@ -163,49 +163,60 @@ class Target:
 
 
 def htp(
-    soc_id: int, arch: int, *, name: str = "", vtcm_mb: int | None = None, source: str = "", notes: str = ""
+    soc_id: int,
+    arch: int,
+    *,
+    name: str = "",
+    vtcm_mb: int | None = None,
+    float16: bool | None = None,
+    source: str = "",
+    notes: str = "",
 ) -> Target:
-    """A Hexagon NPU by its numbers; raises UsageError below V68, the first HTP."""
+    """A Hexagon NPU by its numbers; without `float16` float graphs are taken to run from V69 on.
+
+    Raises UsageError below V68, the first HTP.
+    """
     if arch < 68:
         raise UsageError(f"Hexagon V{arch} has no HTP", hint="HTP begins with V68; use the CPU of such a chip")
     label = name or f"soc{soc_id}-v{arch}"
-    return Target(label, "qnn-htp", soc_id, arch, vtcm_mb, arch >= 69, arch >= 73, source, notes)
+    floats = arch >= 69 if float16 is None else float16
+    return Target(label, "qnn-htp", soc_id, arch, vtcm_mb, floats, True, source, notes)
 
 
-# name, SoC model, Hexagon arch, VTCM in MB, sources
-_HTP_ROWS: tuple[tuple[str, int, int, int | None, str], ...] = (
-    ("sm8350", 30, 68, 4, "G E L R"),
-    ("sm7350", 32, 68, None, "G R"),
-    ("sm8325", 34, 68, None, "G R"),
-    ("sm7325", 35, 68, None, "G R"),
-    ("qcm6490", 35, 68, 2, "G E R"),
-    ("qcs6490", 35, 68, 2, "G E R"),
-    ("sc8280x", 37, 68, None, "G R"),
-    ("sm7315", 38, 68, None, "G R"),
-    ("sa8295", 39, 68, 8, "E L R"),
-    ("sa8540", 62, 68, 8, "E R"),
-    ("sm8450", 36, 69, 8, "G E L R"),
-    ("sm7450", 41, 69, None, "G R"),
-    ("sm8475", 42, 69, 8, "G E L R"),
-    ("sm7475", 54, 69, None, "G R"),
-    ("sxr2230p", 53, 69, 8, "E L R"),
-    ("sm8550", 43, 73, 8, "G E L R"),
-    ("sm6450", 50, 73, None, "G R"),
-    ("sm8635", 68, 73, None, "G R"),
-    ("sc8380xp", 60, 73, 8, "G L R"),
-    ("sa8255", 52, 73, 8, "E L R"),
-    ("qcs9100", 77, 73, 8, "E R"),
-    ("ssg2115p", 46, 73, 2, "E R"),
-    ("ssg2125p", 58, 73, 2, "E L R"),
-    ("sxr1230p", 45, 73, 2, "E R"),
-    ("sm8650", 57, 75, 8, "G E L R"),
-    ("sm8750", 69, 79, 8, "E L R"),
-    ("sxr2330p", 75, 79, 8, "E R"),
-    ("sm8850", 87, 81, 8, "E L R"),
-    ("sm8845", 97, 81, 8, "E R"),
-    ("sa8797", 72, 81, 16, "E R"),
-    ("sar2230p", 95, 81, 4, "E L R"),
-    ("sw6100", 96, 81, 4, "E R"),
+# name, SoC model, Hexagon arch, VTCM in MB, float graphs, sources
+_HTP_ROWS: tuple[tuple[str, int, int, int | None, bool, str], ...] = (
+    ("sm8350", 30, 68, 4, True, "G E L R V"),
+    ("sm7350", 32, 68, None, False, "G R V"),
+    ("sm8325", 34, 68, None, False, "G R V"),
+    ("sm7325", 35, 68, None, False, "G R V"),
+    ("qcm6490", 35, 68, 2, False, "G E R V"),
+    ("qcs6490", 35, 68, 2, False, "G E R V"),
+    ("sc8280x", 37, 68, None, False, "G R V"),
+    ("sm7315", 38, 68, None, False, "G R V"),
+    ("sa8295", 39, 68, 8, True, "E L R V"),
+    ("sa8540", 62, 68, 8, True, "E R V"),
+    ("sm8450", 36, 69, 8, True, "G E L R V"),
+    ("sm7450", 41, 69, None, True, "G R V"),
+    ("sm8475", 42, 69, 8, True, "G E L R V"),
+    ("sm7475", 54, 69, None, False, "G R V"),
+    ("sxr2230p", 53, 69, 8, True, "E L R V"),
+    ("sm8550", 43, 73, 8, True, "G E L R V"),
+    ("sm6450", 50, 73, None, False, "G R V"),
+    ("sm8635", 68, 73, None, False, "G R V"),
+    ("sc8380xp", 60, 73, 8, True, "G L R V"),
+    ("sa8255", 52, 73, 8, True, "E L R V"),
+    ("qcs9100", 77, 73, 8, True, "E R V"),
+    ("ssg2115p", 46, 73, 2, False, "E R V"),
+    ("ssg2125p", 58, 73, 2, False, "E L R V"),
+    ("sxr1230p", 45, 73, 2, False, "E R V"),
+    ("sm8650", 57, 75, 8, True, "G E L R V"),
+    ("sm8750", 69, 79, 8, True, "E L R V"),
+    ("sxr2330p", 75, 79, 8, True, "E R V"),
+    ("sm8850", 87, 81, 8, True, "E L R V"),
+    ("sm8845", 97, 81, 8, True, "E R V"),
+    ("sa8797", 72, 81, 16, True, "E R V"),
+    ("sar2230p", 95, 81, 4, False, "E L R V"),
+    ("sw6100", 96, 81, 4, False, "E R V"),
 )
 _NOTES = {
     "qcm6490": "executorch lists SoC model 93 for it, also V68",
@@ -243,12 +254,17 @@ _OTHERS = (
     ),
 )
 
-_PORTABLE_HTP = htp(43, 73, name="htp-v73", vtcm_mb=8, source="G E L R", notes="the HTP half of the target `portable`")
+_PORTABLE_HTP = htp(
+    43, 73, name="htp-v73", vtcm_mb=8, source="G E L R V", notes="the HTP half of the target `portable`"
+)
 
 TARGETS: dict[str, Target] = {
     row.name: row
     for row in (
-        *(htp(soc, arch, name=n, vtcm_mb=mb, source=s, notes=_NOTES.get(n, "")) for n, soc, arch, mb, s in _HTP_ROWS),
+        *(
+            htp(soc, arch, name=n, vtcm_mb=mb, float16=f, source=s, notes=_NOTES.get(n, ""))
+            for n, soc, arch, mb, f, s in _HTP_ROWS
+        ),
         *(Target(name, "", soc, arch, source="G", notes=_NO_HTP) for name, soc, arch in _WITHOUT_HTP),
         *_OTHERS,
         _PORTABLE_HTP,
