@@ -11,6 +11,7 @@ import onnx
 import onnx_ir as ir
 
 from npukit.frontends.onnx.rewrite import constant, newest_version, schema_of, subgraphs_of, version_of
+from npukit.frontends.onnx.shape_rules import correct_shapes
 
 # Constants with more elements than this are never a shape, an axis list or a scale that inference reads.
 MAX_DATA = 4096
@@ -58,9 +59,7 @@ def allowed_types(node: ir.Node) -> list[str]:
         elif parameter.is_homogeneous and "(" not in parameter.type_str:
             seen = bound.setdefault(parameter.type_str, (have, value))
             if seen[0] != have:
-                faults.append(
-                    f"inputs {seen[1].name!r} ({seen[0]}) and {value.name!r} ({have}) of {node.op_type} must have one type"
-                )
+                faults.append(f"inputs {seen[1].name!r} ({seen[0]}) and {value.name!r} ({have}) must have one type")
     return faults
 
 
@@ -122,6 +121,7 @@ def infer_node(node: ir.Node) -> None:
         shape = ir.serde.deserialize_type_proto_for_shape(found)
         if shape is not None:
             output.shape = shape
+    correct_shapes(node)
 
 
 def _clean(text: str) -> str:
