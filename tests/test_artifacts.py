@@ -23,7 +23,7 @@ from npukit.artifacts import context, dlc
 from npukit.artifacts import stamp as stamps
 from npukit.artifacts.stamp import IoTensor, Stamp, native_stamp
 from npukit.errors import ArtifactError, GraphError, NpukitError, UsageError
-from npukit.qnn.graph import DType, Encoding, Graph, Model, Tensor, TensorKind
+from npukit.qnn.graph import DType, Encoding, Graph, Model, Op, Param, Tensor, TensorKind
 from npukit.targets import target
 from tests.sample_graphs import assert_same, cnn, quantized
 
@@ -275,8 +275,19 @@ def repacked(source: Path, path: Path, *, drop: str = "", method: int = zipfile.
 @pytest.mark.native
 @pytest.mark.parametrize("member", ["model", "model.params", "model.params.bin"])
 def test_a_dlc_without_a_member_is_refused(sample: Path, tmp_path: Path, member: str) -> None:
-    with pytest.raises(ArtifactError, match=f"(lacks|no member) .?{member}"):
+    expected = "lacks its weights" if member == "model.params.bin" else f"(lacks|no member) .?{member}"
+    with pytest.raises(ArtifactError, match=expected):
         dlc.read(repacked(sample, tmp_path / "m.dlc", drop=member))
+
+
+@pytest.mark.native
+def test_a_graph_without_weights_is_written_and_read(tmp_path: Path) -> None:
+    x = Tensor("x", DType.FLOAT_32, (2, 3), TensorKind.APP_WRITE)
+    y = Tensor("y", DType.FLOAT_32, (2, 3), TensorKind.APP_READ)
+    graph = Graph("g", [x], [y], [Op("r", "ElementWiseNeuron", [x], [y], {"operation": Param(DType.UINT_32, 4)})])
+    path, _ = written(tmp_path / "m.dlc", graph)
+    assert "model.params.bin" not in {entry.name for entry in dlc.members(path)}  # libQnnIr leaves it out
+    assert_same(dlc.read(path)[0].graphs["g"], graph)
 
 
 @pytest.mark.native

@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """DLC files: written atomically and reproducibly with the stamp inside, read back with their structure checked first.
 
-A DLC is a zip of stored members: `model`, `model.params`, `model.params.bin` (the weights), `dlc.metadata<version>`
-(JSON). Its CRC fields are zero, so members are read by offset. The stamp is a further member, which Qualcomm's
+A DLC is a zip of stored members: `model`, `model.params`, `model.params.bin` (the weights; absent where a graph has
+none), `dlc.metadata<version>` (JSON). Its CRC fields are zero, so members are read by offset. The stamp is a further member, which Qualcomm's
 libraries ignore and keep. Facts: shared/reference/qnn_more.md section 5.
 """
 
@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 STAMP_MEMBER: Final = "npukit.json"
 WEIGHTS_MEMBER: Final = "model.params.bin"
-REQUIRED: Final = ("model", "model.params", WEIGHTS_MEMBER)
+REQUIRED: Final = ("model", "model.params")
 _METADATA_PREFIX: Final = "dlc.metadata"
 _HISTORY_PREFIX: Final = "dlc.metadata.history"
 _MAX_METADATA: Final = 16 << 20
@@ -168,7 +168,8 @@ def check(path: Path | str) -> DlcInfo:
     """Check a DLC's structure before native code sees it, and return what it says about itself.
 
     Raises:
-        ArtifactError: it is no sound zip, lacks a graph or its weights, or holds them compressed.
+        ArtifactError: it is no sound zip, lacks a graph, or holds it or its weights compressed. Missing weights are
+            found where a constant needs them (`capture_dlc`).
     """
     info = read_info(path)
     names = {entry.name: entry for entry in info.members}
@@ -176,8 +177,8 @@ def check(path: Path | str) -> DlcInfo:
     if missing:
         holds = "it holds only a context binary" if info.context_binaries else "it was damaged or stripped"
         raise ArtifactError(f"the DLC lacks {', '.join(missing)}", where=str(path), hint=holds)
-    for name in REQUIRED:
-        if names[name].method != 0:
+    for name in (*REQUIRED, WEIGHTS_MEMBER):
+        if name in names and names[name].method != 0:
             raise ArtifactError(
                 f"the member {name} is compressed; Qualcomm's libraries read only stored members",
                 where=str(path),
