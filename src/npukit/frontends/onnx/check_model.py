@@ -8,17 +8,19 @@ import functools
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 import onnx
 
 from npukit.errors import Fault, nearest
+from npukit.frontends.onnx.replace_contrib import IN_AI_ONNX
 from npukit.frontends.onnx.rewrite import NEWEST, newest_version, schema_of
 
 # More bits than any machine holds: a shape that asks for it is broken.
 MAX_BITS = 1 << 47
 MAX_FAULTS = 50
 _ATTRIBUTE = onnx.AttributeProto.AttributeType
-_BITS = {
+_BITS: dict[int, int] = {
     onnx.TensorProto.FLOAT: 32,
     onnx.TensorProto.UINT8: 8,
     onnx.TensorProto.INT8: 8,
@@ -55,7 +57,7 @@ _BITS = {
     },
 }
 # field that holds the elements -> dtypes stored there
-_FIELDS = {
+_FIELDS: dict[str, dict[int, int]] = {
     "float_data": {onnx.TensorProto.FLOAT: 1, onnx.TensorProto.COMPLEX64: 2},
     "double_data": {onnx.TensorProto.DOUBLE: 1, onnx.TensorProto.COMPLEX128: 2},
     "int64_data": {onnx.TensorProto.INT64: 1},
@@ -313,6 +315,10 @@ def _known_ops(version: int) -> frozenset[str]:
     return frozenset(s.name for s in onnx.defs.get_all_schemas_with_history() if not s.domain)
 
 
+def _attribute_type(known: Any) -> int:
+    return int(known.type)  # an enum of the C extension, whose stub does not say so
+
+
 def _check_node(
     check: _Check, node: onnx.NodeProto, label: str, versions: dict[str, int], *, in_function: bool
 ) -> None:
@@ -325,7 +331,7 @@ def _check_node(
         return
     schema = schema_of(domain, node.op_type, versions[domain])
     if schema is None:
-        if not domain:
+        if not domain and node.op_type not in IN_AI_ONNX:
             hint = nearest(node.op_type, _known_ops(0)) if node.op_type not in _known_ops(0) else ""
             check.fault(f"opset {versions['']} has no op {node.op_type!r}", label, hint)
         return
@@ -351,9 +357,9 @@ def _check_node(
         if known is None:
             if domain == "" and not attr.name.startswith("__"):
                 check.fault(f"has no attribute {attr.name!r}", label, nearest(attr.name, schema.attributes))
-        elif int(known.type) != int(attr.type):
+        elif (wanted := _attribute_type(known)) != attr.type:
             have = _ATTRIBUTE.Name(attr.type) if attr.type in _ATTRIBUTE.values() else attr.type
-            check.fault(f"attribute {attr.name!r} is {have}, must be {known.type.name}", label)
+            check.fault(f"attribute {attr.name!r} is {have}, must be {_ATTRIBUTE.Name(wanted)}", label)
         for tensor in [attr.t] if attr.type == _ATTRIBUTE.TENSOR else attr.tensors:
             check_tensor(check.fault, tensor, f"{label} attribute {attr.name!r}")
     for name, known in schema.attributes.items():

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import onnx
 import onnx_ir as ir
@@ -28,26 +28,26 @@ Keep = Callable[[str, str, int], bool]
 
 def has_body(node: ir.Node) -> bool:
     """Whether the node's op is defined by other ops."""
-    schema = schema_of(node.domain, node.op_type, version_of(node))
-    return schema is not None and (schema.has_function or schema.has_context_dependent_function)
+    schema: Any = schema_of(node.domain, node.op_type, version_of(node))  # its stub lacks the function members
+    return schema is not None and bool(schema.has_function or schema.has_context_dependent_function)
 
 
 def function_body(node: ir.Node) -> onnx.FunctionProto | None:
     """The body for this very node (attributes and input types decide context-dependent ones), or None."""
-    schema = schema_of(node.domain, node.op_type, version_of(node))
+    schema: Any = schema_of(node.domain, node.op_type, version_of(node))  # its stub lacks the function members
     if schema is None:
         return None
     wanted = newest_version("")
     if schema.has_function:
         versions = [v for v in schema.function_opset_versions if v <= wanted]
         if versions:
-            return onnx.FunctionProto.FromString(schema.get_function_with_opset_version(max(versions)))
+            return _parse(schema.get_function_with_opset_version(max(versions)))
     if schema.has_context_dependent_function:
         proto = ir.serde.serialize_node(node)
         types = []
         for value in node.inputs:
-            found = None if value is None else type_proto(value)
-            types.append((found or onnx.TypeProto()).SerializeToString())
+            known = None if value is None else type_proto(value)
+            types.append((known or onnx.TypeProto()).SerializeToString())
         versions = [v for v in schema.context_dependent_function_opset_versions if v <= wanted]
         for version in sorted(versions, reverse=True):
             try:
@@ -57,8 +57,14 @@ def function_body(node: ir.Node) -> onnx.FunctionProto | None:
             except (RuntimeError, ValueError, onnx.defs.SchemaError):
                 continue
             if body:
-                return onnx.FunctionProto.FromString(body)
+                return _parse(body)
     return None
+
+
+def _parse(body: bytes) -> onnx.FunctionProto:
+    function = onnx.FunctionProto()
+    function.ParseFromString(body)
+    return function
 
 
 def expand_function(walk: Walk, node: ir.Node) -> bool:
@@ -66,7 +72,7 @@ def expand_function(walk: Walk, node: ir.Node) -> bool:
     body = function_body(node)
     if body is None or not body.node:
         return False
-    schema = schema_of(node.domain, node.op_type, version_of(node))
+    schema: Any = schema_of(node.domain, node.op_type, version_of(node))  # its stub lacks the function members
     assert schema is not None
     defaults = {
         name: attr.default_value
@@ -79,7 +85,7 @@ def expand_function(walk: Walk, node: ir.Node) -> bool:
     wanted = list(body.output)
     del body.output[:]
     body.output.extend(name for name in wanted if name in made)
-    function = ir.from_proto(body)
+    function = ir.serde.deserialize_function(body)
     values: dict[ir.Value, ir.Value | None] = {}
     for i, formal in enumerate(function.inputs):
         values[formal] = node.inputs[i] if i < len(node.inputs) else None

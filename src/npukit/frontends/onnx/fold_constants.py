@@ -68,7 +68,7 @@ def _transpose(node: ir.Node, x: list[Array]) -> Array:
 
 
 def slice_spec(shape: tuple[int, ...], starts: Any, ends: Any, axes: Any, steps: Any) -> tuple[slice, ...]:
-    """numpy slices for ONNX Slice parameters: negative values, out-of-range ends and steps as ONNX defines them."""
+    """Numpy slices for ONNX Slice parameters: negative values, out-of-range ends and steps as ONNX defines them."""
     spec = [slice(None)] * len(shape)
     axes = range(len(starts)) if axes is None else axes
     steps = [1] * len(starts) if steps is None else steps
@@ -258,7 +258,7 @@ def _fits(node: ir.Node, outputs: list[Array]) -> bool:
 
 def _run(node: ir.Node, values: list[ir.Value | None]) -> list[Array] | None:
     model = one_node_model(node)
-    feeds = {v.name: np.asarray(constant(v), order="C") for v in values if v is not None}  # type: ignore[arg-type]
+    feeds = {v.name: np.asarray(constant(v), order="C") for v in values if v is not None}
     large = sum(a.size for a in feeds.values()) > MAX_REFERENCE_ELEMENTS
     for run in (_run_ort, _run_reference) if large else (_run_reference, _run_ort):
         try:

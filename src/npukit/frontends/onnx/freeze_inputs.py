@@ -64,9 +64,7 @@ def _unknown_names(graph: ir.Graph, options: LoadOptions) -> Iterable[Fault]:
     for name in options.input_shapes:
         if name not in names:
             yield Fault("there is no such input", f"--input-shape {name}", nearest(name, names))
-    symbols = {
-        d for v in graph.inputs if v.shape is not None for d in map(_plain, v.shape.dims) if isinstance(d, str)
-    }
+    symbols = {d for v in graph.inputs if v.shape is not None for d in map(_plain, v.shape.dims) if isinstance(d, str)}
     for name in options.symbols:
         if name not in symbols:
             yield Fault("no input has a dimension of this name", f"--symbol {name}", nearest(name, symbols))

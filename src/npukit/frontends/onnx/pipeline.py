@@ -20,7 +20,9 @@ from npukit.frontends.onnx.inline_functions import inline_functions
 from npukit.frontends.onnx.options import LoadOptions, Normalized
 from npukit.frontends.onnx.prepare_graph import prepare_graph
 from npukit.frontends.onnx.read_model import read_model
-from npukit.frontends.onnx.rewrite import NEWEST, drop_dead, newest_version
+from npukit.frontends.onnx.recognize_activations import recognize_activations
+from npukit.frontends.onnx.recognize_norms import recognize_norms
+from npukit.frontends.onnx.rewrite import NEWEST, drop_dead, newest_version, schema_of
 from npukit.frontends.onnx.simplify_ops import simplify_ops
 from npukit.frontends.onnx.specialize import specialize
 
@@ -44,6 +46,12 @@ def _simplify(result: Normalized, options: LoadOptions) -> None:
     drop_dead(result.model.graph)
 
 
+def _recognize(result: Normalized, options: LoadOptions) -> None:
+    recognize_norms(result.model)
+    recognize_activations(result.model)
+    drop_dead(result.model.graph)
+
+
 def _finish(result: Normalized, options: LoadOptions) -> None:
     finish_model(result.model)
     result.folded = {k: v for k, v in result.folded.items() if k in result.model.graph.initializers}
@@ -57,6 +65,7 @@ PIPELINE: tuple[tuple[str, Pass, str], ...] = (
     ("freeze", lambda r, o: freeze_inputs(r.model, o), "before specialize: inference starts from static inputs"),
     ("specialize", _specialize, "upgrade, inference, folding and control flow in one walk: each needs the others"),
     ("simplify", _simplify, "after specialize: whether a node does nothing shows in shapes and constants"),
+    ("recognize", _recognize, "after simplify: no cast, identity or folded constant stands inside a pattern any more"),
     ("finish", _finish, "last: checks what every reader relies on"),
 )
 
@@ -98,6 +107,10 @@ def finish_model(model: ir.Model) -> None:
     for node in graph:
         unknown = [v for v in node.outputs if v.name and (v.uses() or v.is_graph_output()) and not is_static(v)]
         if unknown and all(i is None or is_static(i) for i in node.inputs):
+            if schema_of(node.domain, node.op_type, newest_version(node.domain)) is None:
+                what = f"{node.domain or 'ai.onnx'}::{node.op_type} is not an op that is known here"
+                faults.append(Fault(what, f"node {node.name!r}", "cut the graph before it (--output)"))
+                continue
             shown = ", ".join(f"{v.name!r} {v.shape if v.shape is not None else '(rank unknown)'}" for v in unknown)
             faults.append(
                 Fault(

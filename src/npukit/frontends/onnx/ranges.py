@@ -241,15 +241,40 @@ def _nms(ranges: Ranges, node: ir.Node) -> Interval:
 
 _RULES: dict[str, Rule] = {
     **dict.fromkeys(
-        (
-            "Identity Reshape Transpose Squeeze Unsqueeze Flatten Expand Tile Slice Gather GatherElements GatherND Split "
-            "ReduceMax ReduceMin MaxPool GlobalMaxPool Dropout DepthToSpace SpaceToDepth Trilu ReverseSequence Compress "
-            "ReduceMean Unique"
-        ).split(),
+        [
+            "Identity",
+            "Reshape",
+            "Transpose",
+            "Squeeze",
+            "Unsqueeze",
+            "Flatten",
+            "Expand",
+            "Tile",
+            "Slice",
+            "Gather",
+            "GatherElements",
+            "GatherND",
+            "Split",
+            "ReduceMax",
+            "ReduceMin",
+            "MaxPool",
+            "GlobalMaxPool",
+            "Dropout",
+            "DepthToSpace",
+            "SpaceToDepth",
+            "Trilu",
+            "ReverseSequence",
+            "Compress",
+            "ReduceMean",
+            "Unique",
+        ],
         _first,
     ),
     **dict.fromkeys(("Concat", "Mean"), _all),
-    **dict.fromkeys(("Equal Greater GreaterOrEqual Less LessOrEqual And Or Xor Not IsNaN IsInf".split()), _fixed(0, 1)),
+    **dict.fromkeys(
+        (["Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "And", "Or", "Xor", "Not", "IsNaN", "IsInf"]),
+        _fixed(0, 1),
+    ),
     **dict.fromkeys(("Sigmoid", "Softmax", "Hardmax", "HardSigmoid"), _fixed(0, 1)),
     **dict.fromkeys(("Tanh", "Erf", "Sin", "Cos", "Softsign", "Sign"), _fixed(-1, 1)),
     **dict.fromkeys(("Floor", "Ceil", "Round"), _rounded),
@@ -381,8 +406,25 @@ def fits_int32(value: ir.Value, ranges: Ranges | None = None) -> bool:
 
 # ops that hand their first input's elements on as they are
 _PASS = frozenset(
-    "Identity Reshape Squeeze Unsqueeze Transpose Flatten Expand Tile Slice Split Gather Concat Dropout Trilu "
-    "Max Min Where".split()
+    [
+        "Identity",
+        "Reshape",
+        "Squeeze",
+        "Unsqueeze",
+        "Transpose",
+        "Flatten",
+        "Expand",
+        "Tile",
+        "Slice",
+        "Split",
+        "Gather",
+        "Concat",
+        "Dropout",
+        "Trilu",
+        "Max",
+        "Min",
+        "Where",
+    ]
 )
 _MAX_STEPS = 2000
 
@@ -438,10 +480,10 @@ def _follow(node: ir.Node, index: int) -> list[tuple[ir.Value, float]]:
 
 def _scalar(value: ir.Value | None) -> float | None:
     array = constant(value)
-    if array is None and value is not None and value.producer() is not None:
-        producer = value.producer()
-        if producer is not None and producer.op_type == "Constant" and "value" in producer.attributes:
-            array = producer.attributes["value"].value.numpy()
+    producer = None if value is None else value.producer()
+    if array is None and producer is not None and producer.op_type == "Constant":
+        held = next((a.value for a in producer.attributes.values() if a.type != ir.AttributeType.STRING), None)
+        array = held.numpy() if isinstance(held, ir.TensorProtocol) else np.asarray(held)
     if array is None or array.size != 1 or array.dtype.kind not in "iufb":
         return None
     return float(array.reshape(-1)[0])
@@ -488,8 +530,8 @@ def _nd_bound(node: ir.Node) -> Interval | None:
     if data is None or indices is None or not indices:
         return None
     batch = attribute(node, "batch_dims", 0)
-    dims = data[batch : batch + indices[-1]]
-    return (0, min(dims) - 1) if dims and min(dims) else None
+    smallest = min(data[batch : batch + indices[-1]], default=0)
+    return (0, smallest - 1) if smallest else None
 
 
 __all__ = ["ANY", "INT32", "Interval", "Ranges", "fits_int32", "implied_range", "ints"]

@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 import numpy as np
 import onnx
 import onnx_ir as ir
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from npukit.errors import Fault, ModelError
 from npukit.frontends.onnx.check_model import check_model, tensor_bytes
@@ -268,7 +268,7 @@ def _attach(model: ir.Model, files: _Files) -> None:
             for value in graph.initializers.values():
                 if value.const_value is not None:
                     value.const_value = own(value.const_value)
-                    value.shape = ir.Shape(value.const_value.shape)
+                    value.shape = ir.Shape(value.const_value.shape.numpy())
                     value.type = ir.TensorType(value.const_value.dtype)
         for node in graph:
             for name, attr in list(node.attributes.items()):

@@ -69,8 +69,7 @@ def _resolve_if(walk: Walk, node: ir.Node) -> bool:
     builder = walk.builder(node)
     builder.nodes = [*nodes_a, *nodes_b]
     picked = [
-        builder.op("Select", node.inputs[0], a, b, domain=INTERNAL)
-        for a, b in zip(values_a, values_b, strict=True)
+        builder.op("Select", node.inputs[0], a, b, domain=INTERNAL) for a, b in zip(values_a, values_b, strict=True)
     ]
     replace_node(walk.graph, node, builder.nodes, picked)
     return True
@@ -84,7 +83,7 @@ def _select(walk: Walk, node: ir.Node) -> bool:
     if shape_of(a) is None or shape_of(a) != shape_of(b) or a.dtype != b.dtype:
         walk.fault(
             node,
-            f"the branches give {a.dtype} {a.shape} and {b.dtype} {b.shape}, and the condition is only known at run time",
+            f"the branches give {a.dtype} {a.shape} and {b.dtype} {b.shape}; the condition is only known at run time",
             "make the condition constant, or cut the graph before it (--output)",
         )
         return False

@@ -243,18 +243,19 @@ class Builder:
         return self.const(np.asarray(number).astype(like.dtype.numpy()), hint)
 
 
-def add_constant(
-    graph: ir.Graph, names: Names, array: Any, hint: str, dtype: ir.DataType | None = None
-) -> ir.Value:
+def add_constant(graph: ir.Graph, names: Names, array: Any, hint: str, dtype: ir.DataType | None = None) -> ir.Value:
     """Register a new initializer of the main graph over `array` (not copied)."""
     name = names.value(hint)
     tensor = array if isinstance(array, ir.TensorProtocol) else make_tensor(array, name, dtype)
-    value = ir.Value(name=name, shape=ir.Shape(tensor.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
+    shape = ir.Shape(tensor.shape.numpy())
+    value = ir.Value(name=name, shape=shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
     graph.register_initializer(value)
     return value
 
 
-def replace_node(graph: ir.Graph, node: ir.Node, new_nodes: Sequence[ir.Node], values: Sequence[ir.Value | None]) -> None:
+def replace_node(
+    graph: ir.Graph, node: ir.Node, new_nodes: Sequence[ir.Node], values: Sequence[ir.Value | None]
+) -> None:
     """Put `new_nodes` in place of `node`; `values[i]` takes over the uses of output i (None: nobody used it).
 
     Fresh values inherit the output's name, so that source names survive. A graph output that is replaced by a value

@@ -11,8 +11,8 @@ import onnx_ir as ir
 
 from npukit.frontends.onnx.fold_constants import slice_spec
 from npukit.frontends.onnx.rewrite import (
-    Names,
     Builder,
+    Names,
     attribute,
     constant,
     input_at,

@@ -18,6 +18,7 @@ from npukit.errors import Fault, ModelError
 from npukit.frontends.onnx import upgrade_ops
 from npukit.frontends.onnx.fold_constants import fold_node
 from npukit.frontends.onnx.infer_shapes import InferenceFailed, allowed_types, infer_node
+from npukit.frontends.onnx.replace_contrib import replace_contrib
 from npukit.frontends.onnx.resolve_control_flow import resolve_control_flow
 from npukit.frontends.onnx.resolve_sequences import resolve_sequences
 from npukit.frontends.onnx.rewrite import (
@@ -81,7 +82,10 @@ class Walk:
             else:
                 name, output.name = output.name, f"{output.name}__replaced"
                 constant = ir.Value(
-                    name=name, shape=ir.Shape(tensor.shape), type=ir.TensorType(tensor.dtype), const_value=tensor
+                    name=name,
+                    shape=ir.Shape(tensor.shape.numpy()),
+                    type=ir.TensorType(tensor.dtype),
+                    const_value=tensor,
                 )
                 self.graph.register_initializer(constant)
                 values.append(constant)
@@ -171,6 +175,7 @@ def specialize(model: ir.Model, extra_rules: tuple[Rule, ...] = ()) -> Walk:
     walk = Walk(model, Names(model.graph))
     rules: tuple[Rule, ...] = (
         constant_node,
+        replace_contrib,
         upgrade,
         resolve_sequences,
         resolve_control_flow,

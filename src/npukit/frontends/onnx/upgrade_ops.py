@@ -11,6 +11,7 @@ Source of the facts: the op changelog of the onnx package (schemas of every vers
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -117,7 +118,7 @@ def clip_bounds(builder: Builder, node: ir.Node) -> None:
 
 @upgrades("Pad", before=11)
 def pad_inputs(builder: Builder, node: ir.Node) -> None:
-    """pads (paddings in opset 1) and value: attributes -> inputs 1 and 2."""
+    """Pads (paddings in opset 1) and value: attributes -> inputs 1 and 2."""
     pads = _pop(node, "paddings", _pop(node, "pads"))
     value = _pop(node, "value", 0.0)
     _append(node, 1, builder.ints(pads, "pads"))  # type: ignore[arg-type]
@@ -196,7 +197,7 @@ def cast_type(builder: Builder, node: ir.Node) -> None:
 
 @upgrades("Concat", before=4)
 def concat_axis(builder: Builder, node: ir.Node) -> None:
-    """axis had the default 1."""
+    """Axis had the default 1."""
     _set(node, axis=attribute(node, "axis", 1))
 
 
@@ -216,7 +217,7 @@ def integer_p(builder: Builder, node: ir.Node) -> None:
 
 @upgrades("GridSample", before=20)
 def grid_sample_mode(builder: Builder, node: ir.Node) -> None:
-    """bilinear -> linear, bicubic -> cubic."""
+    """Bilinear -> linear, bicubic -> cubic."""
     mode = attribute(node, "mode", "bilinear")
     _set(node, mode={"bilinear": "linear", "bicubic": "cubic"}.get(mode, mode))
 
@@ -372,11 +373,13 @@ def batch_normalization(builder: Builder, node: ir.Node) -> Values | None:
     spatial = _pop(node, "spatial", 1)
     _pop(node, "is_test")
     if any(output_used(node, i) for i in range(1, len(node.outputs))):
-        raise Unsupported("the statistics outputs of training are used", )
+        raise Unsupported(
+            "the statistics outputs of training are used",
+        )
     if spatial:
         if len(node.outputs) > 1:
             x, scale, bias, mean, var = node.inputs[:5]
-            keep = {k: node.attributes[k] for k in ("epsilon", "momentum") if k in node.attributes}
+            keep: dict[str, Any] = {k: node.attributes[k] for k in ("epsilon", "momentum") if k in node.attributes}
             return [builder.op("BatchNormalization", x, scale, bias, mean, var, **keep)]
         return None
     x, scale, bias, mean, var = node.inputs[:5]
@@ -399,7 +402,7 @@ def group_normalization(builder: Builder, node: ir.Node) -> Values:
         column = builder.op("Reshape", value, builder.ints([groups, 1], "column"))
         spread = builder.op("Expand", column, builder.ints([groups, channels // groups], "spread"))
         wide.append(builder.op("Reshape", spread, builder.ints([channels], "channels")))
-    attributes = {k: v for k, v in node.attributes.items() if k in ("epsilon", "num_groups")}
+    attributes: dict[str, Any] = {k: v for k, v in node.attributes.items() if k in ("epsilon", "num_groups")}
     return [builder.op("GroupNormalization", x, *wide, **attributes)]
 
 
