@@ -5,8 +5,10 @@ import importlib
 import json
 import os
 import resource
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -337,3 +339,21 @@ def test_errors_of_verbs_are_npukit_errors(tmp_path):
         with pytest.raises(NpukitError) as caught:
             call()
         assert caught.value.exit_code == 2
+
+
+@pytest.mark.skipif(os.name != "posix", reason="sends SIGINT")
+@pytest.mark.native
+def test_ctrl_c_leaves_neither_worker_nor_file(tmp_path):
+    command = [sys.executable, "-m", "npukit", "convert", str(DIGITS / "digits.onnx"), "-o", str(tmp_path / "x.dlc")]
+    process = subprocess.Popen(command, env=ENV, stderr=subprocess.PIPE, text=True)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    deadline = time.monotonic() + 30
+    while not (workers := children.read_text().split()) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    time.sleep(0.3)  # inside a call
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "Traceback" not in err
+    assert not [w for w in workers if Path(f"/proc/{w}").exists()]
+    assert list(tmp_path.iterdir()) == []

@@ -328,10 +328,9 @@ def _move_pads(graph):
 
 
 def _read_nhwc_as_nchw(graph):
-    op = next(op for op in graph.ops if op.type == "Transpose" and op.inputs[0].kind.name == "NATIVE")
-    perm = op.params["perm"]
-    op.type, op.params = "Reshape", {}
-    assert perm is not None
+    weight = _find(graph, "FullyConnected").inputs[1]
+    columns = weight.data.reshape(10, 2, 2, 32).transpose(0, 3, 1, 2)
+    weight.data = np.ascontiguousarray(columns.reshape(10, 128))
 
 
 def _double_a_scale(graph):

@@ -109,6 +109,8 @@ def verify_here(options: VerifyOptions) -> tuple[Verification, Sample]:
         indices = index_outputs(source, names) if source is not None else {}
         fetch = _fetch(source, names, indices) if options.reference_backend in (None, "ort") else ()
         reference, notes = _reference(options, model, fetch, stack)
+        # before inputs are made: two models that do not belong together show here
+        analysis.pair_outputs(names, [info.name for info in reference.outputs], indices)
         infos = analysis.input_infos(model, reference)
         chosen = _samples(options, source, infos)
         precision = precision_of(options.model, model)
