@@ -202,9 +202,9 @@ def test_an_exit_is_a_death():
 def test_a_hang_is_ended():
     with Worker() as one:
         start = time.monotonic()
-        with pytest.raises(WorkerDied, match=r"no answer within 0\.3 s .* during graphExecute 'probe'"):
-            one.call("npukit._probe:hang", 60, timeout=0.3)
-        assert time.monotonic() - start < 3
+        with pytest.raises(WorkerDied, match=r"no answer within 2 s .* during graphExecute 'probe'"):
+            one.call("npukit._probe:hang", 60, timeout=2)  # room for the child's note on a busy machine
+        assert time.monotonic() - start < 20
         assert not one.alive
 
 
