@@ -98,21 +98,54 @@ def _tap_slices(e: Emitter, x: Tensor, w: Windows, out: tuple[int, ...]) -> list
     return taps
 
 
+def _axis_taps(e: Emitter, x: Tensor, axis: int, w: Windows, count: int) -> list[Tensor]:
+    """What each tap of the kernel's line along one tensor axis sees: [outer, count, inner] each, x already padded."""
+    outer, inner = int(np.prod(x.shape[:axis])), int(np.prod(x.shape[axis + 1 :]))
+    flat = e.reshape(x, (outer, x.shape[axis], inner))
+    k, d, s = w.kernel[axis - 1], w.dilations[axis - 1], w.strides[axis - 1]
+    return [e.slice(flat, 1, t * d, t * d + (count - 1) * s + 1, s) for t in range(k)]
+
+
+def _max_by_taps(e: Emitter, x: Tensor, w: Windows, out: tuple[int, ...]) -> Tensor:
+    """Maxima of windows, one axis after another; x already padded."""
+    for axis in range(x.rank - 2, 0, -1):
+        taps = _axis_taps(e, x, axis, w, out[axis - 1])
+        best = taps[0]
+        for tap in taps[1:]:
+            best = e.binary("ElementWiseMaximum", best, tap)
+        x = e.reshape(best, (*x.shape[:axis], out[axis - 1], *x.shape[axis + 1 :]))
+    return x
+
+
+def _max_with_places(e: Emitter, x: Tensor, places: Tensor, w: Windows, out: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """Maxima of windows and the entry of `places` [as x] at the first maximum of each, the last axis running fastest."""
+    for axis in range(x.rank - 2, 0, -1):
+        taps, names = (_axis_taps(e, t, axis, w, out[axis - 1]) for t in (x, places))
+        best, place = taps[0], names[0]
+        for tap, name in zip(taps[1:], names[1:], strict=True):
+            place = e.select(e.compare("ElementWiseGreater", tap, best), name, place)
+            best = e.binary("ElementWiseMaximum", best, tap)
+        shape = (*x.shape[:axis], out[axis - 1], *x.shape[axis + 1 :])
+        x, places = e.reshape(best, shape), e.reshape(place, shape)
+    return x, places
+
+
 @lowers("MaxPool")
 def max_pool(e: Emitter, node: ir.Node) -> None:
-    """Maximum over windows.
+    """Maximum over windows, and where it is.
 
-    x: T[N,C,*S] -> y: T[N,C,*S']
-    T: float, int32, quantized; one to three spatial axes; no Indices output
+    x: T[N,C,*S] -> y: T[N,C,*S'], indices: int64[N,C,*S']
+    T: float, int32, quantized (without indices); one to three spatial axes
     """
-    if len(node.outputs) > 1 and node.outputs[1].name and (node.outputs[1].uses() or node.outputs[1].is_graph_output()):
-        raise Unsupported("MaxPool with an Indices output", hint="MaxUnpool has no native counterpart")
     rank = e.rank(node.inputs[0])
     perm = channel_last(rank)
     x = e.channel_last(node.inputs[0])
     out = e.shape(node.outputs[0])[2:]
     w = windows(node, x.shape[1:-1], out)
     padded = any(before or after for before, after in w.pads)
+    if len(node.outputs) > 1 and node.outputs[1].name and (node.outputs[1].uses() or node.outputs[1].is_graph_output()):
+        _with_indices(e, node, x if x.dtype.is_float else e.cast(x, e.float_dtype), w, out)
+        return
 
     def native(source: Tensor, pads: list[list[int]]) -> None:
         if not w.plain:
@@ -131,11 +164,20 @@ def max_pool(e: Emitter, node: ir.Node) -> None:
 
     none = [[0, 0]] * (rank - 2)
 
+    def thinned(source: Tensor) -> None:
+        """Strides that are multiples of the dilations: only every d-th element is ever read."""
+        if w.plain or any(s % d for s, d in zip(w.strides, w.dilations, strict=True)):
+            raise Unsupported("PoolMax has no such dilations")
+        full = _filled(e, source, w.pads, LOWEST)
+        for axis, d in enumerate(w.dilations, 1):
+            full = e.slice(full, axis, 0, full.shape[axis], d) if d > 1 else full
+        strides = [s // d for s, d in zip(w.strides, w.dilations, strict=True)]
+        inner = Windows(w.kernel, strides, [1] * len(strides), none, none)
+        y = _pooled(e, "PoolMax", full, inner, e.temp((x.shape[0], *out, x.shape[-1]), source.dtype, source.encoding))
+        e.bind(node.outputs[0], e.cast(y, x.dtype), perm)
+
     def by_taps(source: Tensor) -> None:
-        taps = _tap_slices(e, _filled(e, source, w.pads, LOWEST), w, out)
-        best = taps[0]
-        for tap in taps[1:]:
-            best = e.binary("ElementWiseMaximum", best, tap)
+        best = _max_by_taps(e, _filled(e, source, w.pads, LOWEST), w, out)
         e.bind(node.outputs[0], e.cast(best, x.dtype), perm)
 
     def in_two(source: Tensor) -> None:
@@ -160,9 +202,25 @@ def max_pool(e: Emitter, node: ir.Node) -> None:
         lambda: native(_filled(e, x, w.pads, LOWEST), none),
         lambda: native(_filled(e, as_float(), w.pads, LOWEST), none),
         lambda: in_two(as_float()),
+        lambda: thinned(as_float()),
         lambda: by_taps(x),
         lambda: by_taps(as_float()),
     )
+
+
+def _with_indices(e: Emitter, node: ir.Node, x: Tensor, w: Windows, out: tuple[int, ...]) -> None:
+    """Both outputs; an index counts elements of the whole source tensor, by columns where storage_order is 1."""
+    n, c = e.shape(node.inputs[0])[:2]
+    spatial = x.shape[1:-1]
+    line = np.arange(int(np.prod(spatial)), dtype=np.int32)
+    grid = line.reshape(spatial, order="F" if node.attributes.get_int("storage_order", 0) else "C")
+    image = np.arange(n * c, dtype=np.int32).reshape(n, *[1] * len(spatial), c) * line.size
+    places = np.pad(image + grid[None, ..., None], [(0, 0), *w.pads, (0, 0)])
+    full = _filled(e, x, w.pads, LOWEST)
+    best, place = _max_with_places(e, full, e.static(places, hint="places"), w, out)
+    perm = channel_last(x.rank)
+    e.bind(node.outputs[0], best, perm)
+    e.bind(node.outputs[1], place, perm)
 
 
 def _not_negative(node: ir.Node, e: Emitter) -> bool:

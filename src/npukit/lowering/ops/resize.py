@@ -161,6 +161,8 @@ class _Plan:
                 raise Unsupported("the scale is not output over input")
         if self.antialias or self.exclude or self.roi:
             raise Unsupported("antialias, exclude_outside and crops have no native form")
+        if self.transform == "pytorch_half_pixel" and any(self.wanted[axis] == 1 for axis in self.changed):
+            raise Unsupported("pytorch_half_pixel to one element has no native form")
         flags = {"asymmetric": (False, False), "half_pixel": (False, True), "align_corners": (True, False)}
         if self.mode == "linear" and self.transform in flags:
             if f"resize_linear_{self.transform}_wrong" in e.quirks:
@@ -220,10 +222,10 @@ class _Plan:
             for index, weight in self._taps(place, scale, size):
                 if 0 <= index < size:
                     weights[row, index] += weight
-                elif not self.exclude and not self.antialias:
+                elif not self.exclude:
                     weights[row, min(max(index, 0), size - 1)] += weight
             total = weights[row].sum()
-            if total and (self.exclude or self.antialias):
+            if total and self.exclude:
                 weights[row] /= total
         return weights
 
