@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from npukit.frontends.onnx.rewrite import ORIGIN, subgraphs_of
+from npukit.frontends.onnx.rewrite import ORIGIN, inputs_of, subgraphs_of
 
 
 def prepare_graph(model: ir.Model) -> None:
@@ -35,6 +35,8 @@ def _prepare(graph: ir.Graph | ir.Function, versions: dict[str, int], used: set[
         used.add(unique)
         node.name = unique
         node.meta[ORIGIN] = (unique,)
+        if node.inputs and node.inputs[-1] is None:
+            node.resize_inputs(len(inputs_of(node)))
         if node.version is None:
             node.version = versions.get(node.domain)
         for sub in subgraphs_of(node):

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable
 import numpy as np
 import onnx_ir as ir
 
-from npukit.frontends.onnx.rewrite import attribute, constant, input_at, ints, shape_of
+from npukit.frontends.onnx.rewrite import TENSORS, attribute, constant, input_at, ints, shape_of
 
 Interval = tuple[float, float]  # both ends included; ints where exact, else floats or infinities
 ANY: Interval = (-math.inf, math.inf)
@@ -483,7 +483,7 @@ def _scalar(value: ir.Value | None) -> float | None:
     producer = None if value is None else value.producer()
     if array is None and producer is not None and producer.op_type == "Constant":
         held = next((a.value for a in producer.attributes.values() if a.type != ir.AttributeType.STRING), None)
-        array = held.numpy() if isinstance(held, ir.TensorProtocol) else np.asarray(held)
+        array = held.numpy() if isinstance(held, TENSORS) else np.asarray(held)
     if array is None or array.size != 1 or array.dtype.kind not in "iufb":
         return None
     return float(array.reshape(-1)[0])

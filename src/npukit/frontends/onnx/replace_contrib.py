@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """com.microsoft ops, and ops that ONNX Runtime put into ai.onnx, become standard ops.
 
-Sources: ONNX Runtime's contrib operator documentation (names, inputs, defaults). Ops without a row, and forms that
-standard ops cannot express, stay as they are; the lowering names them.
+Sources: ONNX Runtime's contrib operator documentation (names, inputs, defaults). Ops without a row stay as
+they are; forms that standard ops cannot express are faults.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def row(*op_types: str) -> Callable[[Row], Row]:
 
 
 def replace_contrib(walk: Walk, node: ir.Node) -> bool:
-    """Replace one contrib op by standard ops; False when there is no row or the form cannot be expressed."""
+    """Replace one contrib op by standard ops; False when there is no row. A form without an equal is a fault."""
     if node.domain == "":
         if node.op_type not in IN_AI_ONNX or schema_of("", node.op_type, version_of(node)) is not None:
             return False
@@ -64,8 +64,8 @@ def replace_contrib(walk: Walk, node: ir.Node) -> bool:
     try:
         values = function(builder, node)
     except Unsupported as error:
-        walk.notes.append(f"{node.op_type} {node.name!r} stays as it is: {error}")
-        return False
+        walk.fault(node, f"has no form in standard ops: {error}", "cut the graph before it (--output)")
+        return True
     replace_node(walk.graph, node, builder.nodes, values)
     return True
 
@@ -119,7 +119,7 @@ def quick_gelu(builder: Builder, node: ir.Node) -> Values:
 def expand_dims(builder: Builder, node: ir.Node) -> Values:
     """Unsqueeze by a scalar axis."""
     axes = builder.op("Reshape", node.inputs[1], builder.ints([1], "vector"))
-    return [builder.op("Unsqueeze", node.inputs[0], axes)]
+    return [builder.op("Unsqueeze", node.inputs[0], builder.op("Cast", axes, to=int(ir.DataType.INT64)))]
 
 
 @row("SimplifiedLayerNormalization")

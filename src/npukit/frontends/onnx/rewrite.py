@@ -17,6 +17,8 @@ import onnx_ir as ir
 Array = npt.NDArray[Any]
 NEWEST = onnx.defs.onnx_opset_version()
 ORIGIN = "npukit.origin"
+# what holds a constant (isinstance on onnx_ir's runtime protocol is hundreds of times slower)
+TENSORS = (ir.Tensor, ir.PackedTensor, ir.StringTensor, ir.LazyTensor, ir.ExternalTensor, ir.TensorProtoTensor)
 
 
 class Unsupported(Exception):
@@ -211,6 +213,8 @@ class Builder:
     ) -> Any:
         """Append a node; returns its output, or the tuple of its outputs when `outputs` is not 1."""
         attrs = [a if isinstance(a, ir.Attr) else ir.convenience.convert_attribute(k, a) for k, a in attributes.items()]
+        while inputs and inputs[-1] is None:
+            inputs = inputs[:-1]
         base = self.origin[0] if self.origin else op_type
         node = ir.Node(
             domain,
@@ -246,7 +250,7 @@ class Builder:
 def add_constant(graph: ir.Graph, names: Names, array: Any, hint: str, dtype: ir.DataType | None = None) -> ir.Value:
     """Register a new initializer of the main graph over `array` (not copied)."""
     name = names.value(hint)
-    tensor = array if isinstance(array, ir.TensorProtocol) else make_tensor(array, name, dtype)
+    tensor = array if isinstance(array, TENSORS) else make_tensor(array, name, dtype)
     shape = ir.Shape(tensor.shape.numpy())
     value = ir.Value(name=name, shape=shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
     graph.register_initializer(value)

@@ -22,6 +22,7 @@ from npukit.frontends.onnx.replace_contrib import replace_contrib
 from npukit.frontends.onnx.resolve_control_flow import resolve_control_flow
 from npukit.frontends.onnx.resolve_sequences import resolve_sequences
 from npukit.frontends.onnx.rewrite import (
+    TENSORS,
     Builder,
     Names,
     Unsupported,
@@ -76,7 +77,7 @@ class Walk:
                 values.append(None)
                 continue
             dtype = output.dtype if output.dtype is not None else None
-            tensor = array if isinstance(array, ir.TensorProtocol) else make_tensor(array, None, dtype)
+            tensor = array if isinstance(array, TENSORS) else make_tensor(array, None, dtype)
             if output.is_graph_output():
                 values.append(add_constant(self.graph, self.names, tensor, f"{output.name}_value"))
             else:
