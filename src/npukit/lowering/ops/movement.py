@@ -392,22 +392,3 @@ def _runs(indices: list[int]) -> list[tuple[int, int, int]]:
         runs.append((indices[i], indices[j - 1] + step, step))
         i = j
     return runs
-
-
-@lowers("ReverseSequence")
-def reverse_sequence(e: Emitter, node: ir.Node) -> None:
-    """Reverse the first sequence_lens[b] elements of each batch entry.
-
-    x: T[*D], sequence_lens: int64[B] -> y: T[*D]
-    T: any; sequence_lens constant
-    """
-    lengths = e.ints(node.inputs[1], "sequence_lens")
-    batch, time = node.attributes.get_int("batch_axis", 1), node.attributes.get_int("time_axis", 0)
-    x = e.get(node.inputs[0])
-    parts = []
-    for b, length in enumerate(lengths):
-        part = e.slice(x, batch, b, b + 1)
-        turned = e.slice(part, time, length - 1, -1, -1) if length > 1 else e.slice(part, time, 0, length)
-        rest = [e.slice(part, time, length, x.shape[time])] if length < x.shape[time] else []
-        parts.append(e.concat([turned, *rest], time))
-    e.bind(node.outputs[0], e.concat(parts, batch))

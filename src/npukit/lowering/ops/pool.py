@@ -118,7 +118,7 @@ def _max_by_taps(e: Emitter, x: Tensor, w: Windows, out: tuple[int, ...]) -> Ten
 
 
 def _max_with_places(e: Emitter, x: Tensor, places: Tensor, w: Windows, out: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-    """Maxima of windows and the entry of `places` [as x] at the first maximum of each, the last axis running fastest."""
+    """Maxima of windows and the entry of `places` (as x) at the first maximum, the last axis running fastest."""
     for axis in range(x.rank - 2, 0, -1):
         taps, names = (_axis_taps(e, t, axis, w, out[axis - 1]) for t in (x, places))
         best, place = taps[0], names[0]
