@@ -31,6 +31,7 @@ def main() -> int:
     run.add_argument("--jobs", type=int, default=2)
     run.add_argument("--timeout", type=float, default=60.0, help="seconds a case")
     run.add_argument("--aux", action="store_true", help="also the cases with a zero-size auxiliary input")
+    run.add_argument("--light", action="store_true", help="only the nine light models (slow; give --timeout)")
     run.add_argument("--out", type=Path, default=_OUT, help="results folder; records of other cases in it stay")
     for name, text in (
         ("compare", "fail where a case of the committed list does not pass"),
@@ -60,7 +61,7 @@ def _say(text: str) -> None:
 def _run(options: argparse.Namespace) -> int:
     root = cases.write_cache(_CACHE)
     table = cases.table()
-    names = [*table.cases, *(table.aux if options.aux else ())]
+    names = table.light if options.light else [*table.cases, *(table.aux if options.aux else ())]
     names = [name for name in names if re.search(options.filter, name)]
     results = Results(options.out)
     units: list[list[pool.Task]] = []

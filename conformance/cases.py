@@ -29,6 +29,7 @@ VARIANTS = {
     "c": "all inputs but the first turned into constants",
 }
 _TABLE = Path(__file__).with_name("cases.json")
+_LIGHT = Path(onnx.__file__).parent / "backend" / "test" / "data" / "light"
 _PEER = {"p": "pass", "w": "wrong", "f": "folded", "u": "unsupported", "c": "crash", "r": "run_error"}
 
 
@@ -45,6 +46,11 @@ class Table:
     cases: dict[str, dict[str, str]]
     aux: dict[str, dict[str, str]]
     left_out: dict[str, list[str]]
+
+    @property
+    def light(self) -> list[str]:
+        """The light models of the onnx package: structure only, as their weights make every output constant."""
+        return [f"light/{file.stem}" for file in sorted(_LIGHT.glob("*.onnx"))]
 
 
 def table() -> Table:
@@ -82,6 +88,8 @@ def write_cache(folder: Path, kinds: Iterable[str] = KINDS) -> Path:
             for case in loader.load_model_tests(kind=kind):
                 if f"{kind}/{case.name}" in wanted:
                     _write_case(root / kind / case.name, case)
+    for file in _LIGHT.glob("*.onnx"):
+        _write_light(root / "light" / file.stem, file)
     done.touch()
     return root
 
@@ -99,6 +107,20 @@ def _write_case(target: Path, case: Any) -> None:
             for i, value in enumerate(values):
                 proto = value if isinstance(value, onnx.TensorProto) else numpy_helper.from_array(np.asarray(value))
                 (folder / f"{role}_{i}.pb").write_bytes(proto.SerializeToString())
+
+
+def _write_light(target: Path, file: Path) -> None:
+    """A light model with one data set: some image, and the output that onnx ships for any."""
+    folder = target / "test_data_set_0"
+    folder.mkdir(parents=True)
+    model = onnx.load(file)
+    initializers = {tensor.name for tensor in model.graph.initializer}
+    (image,) = (value for value in model.graph.input if value.name not in initializers)
+    shape = [dim.dim_value for dim in image.type.tensor_type.shape.dim]
+    array = np.random.default_rng(0).standard_normal(shape, np.float32)
+    (folder / "input_0.pb").write_bytes(numpy_helper.from_array(array).SerializeToString())
+    shutil.copy(file, target / "model.onnx")
+    shutil.copy(file.with_name(f"{file.stem}_output_0.pb"), folder / "output_0.pb")
 
 
 def load(root: Path, name: str) -> Case:

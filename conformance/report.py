@@ -158,6 +158,10 @@ def page(results: Results) -> str:
         _behind(results, table),
         "## Cases that do not pass\n",
         _failing(results, table),
+        "## Light models\n",
+        "The nine networks of the onnx package. Their weights make every output constant, so they show structure only"
+        " and are not counted above.\n",
+        _light(results, table),
         "## Left out\n",
         "\n".join(f"- {reason}: {len(names)}" for reason, names in table.left_out.items()) + "\n",
     ]
@@ -203,6 +207,14 @@ def _behind(results: Results, table: cases.Table) -> str:
         and record["status"] != "pass"
     ]
     return "\n".join(lines) + "\n" if lines else "None.\n"
+
+
+def _light(results: Results, table: cases.Table) -> str:
+    rows: list[list[Any]] = [["model", *PATHS]]
+    for name in table.light:
+        found = [results.records.get((name, path)) for path in PATHS]
+        rows.append([name.removeprefix("light/light_"), *("not run" if r is None else outcome(r) for r in found)])
+    return _markdown(rows)
 
 
 def _failing(results: Results, table: cases.Table) -> str:
