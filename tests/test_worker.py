@@ -286,6 +286,10 @@ def test_the_worker_imports_only_what_the_function_needs():
     assert not {"numpy", "onnx", "onnxruntime", "multiprocessing", "asyncio"} & set(found)
 
 
+def test_sympy_is_loaded_only_when_a_symbol_is_computed_with():
+    assert worker.call("npukit._probe:symbolic", timeout=60) == (True, "n + 1")
+
+
 # ---------------------------------------------------------------- where it must work
 
 

@@ -31,6 +31,14 @@ def modules() -> list[str]:
     return sorted(sys.modules)
 
 
+def symbolic() -> tuple[bool, str]:
+    """Whether onnx_ir came without sympy, and a sum that needs it."""
+    import onnx_ir
+
+    without = "sympy.core" not in sys.modules
+    return without, str(onnx_ir.SymbolicDim("n") + 1)
+
+
 def die(name: str = "SIGSEGV") -> None:
     """End this process by a signal, as a crash in native code would."""
     note("graphFinalize 'probe'")

@@ -10,6 +10,9 @@ the main thread runs the calls.
 from __future__ import annotations
 
 import faulthandler
+import importlib.abc
+import importlib.machinery
+import importlib.util
 import logging
 import mmap
 import os
@@ -19,12 +22,34 @@ import signal
 import sys
 import threading
 import traceback
+from collections.abc import Sequence
+from types import ModuleType
 from typing import Any, BinaryIO
 
 from npukit import _wire, log, worker
 from npukit.errors import NpukitError
 
 _ADDRESS_SPACE_MARGIN = 16 << 30  # what libraries reserve without using it; see `_limit_memory`
+
+
+class _Lazy(importlib.abc.MetaPathFinder):
+    """Runs some modules only when one of their names is used.
+
+    onnx_ir imports sympy (0.6 s and 35 MB, measured) for the arithmetic of symbolic dimensions, which a conversion
+    seldom needs. Only done in this process, which is our own and has one thread that imports.
+    """
+
+    names = frozenset(("sympy", "onnx_ir._symbolic_shapes"))
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        if fullname not in self.names:
+            return None
+        spec = importlib.machinery.PathFinder.find_spec(fullname, path, target)
+        if spec is not None and spec.loader is not None:
+            spec.loader = importlib.util.LazyLoader(spec.loader)
+        return spec
 
 
 class _Channel:
@@ -65,6 +90,7 @@ def main() -> None:
     faulthandler.enable()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
     _line_buffer()
+    sys.meta_path.insert(0, _Lazy())
     calls: queue.SimpleQueue[tuple[Any, Any] | None] = queue.SimpleQueue()
     threading.Thread(target=_listen, args=(source, calls, channel), daemon=True).start()
     while (frame := calls.get()) is not None:

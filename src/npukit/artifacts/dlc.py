@@ -14,6 +14,7 @@ import logging
 import os
 import re
 import zipfile
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -59,8 +60,8 @@ class DlcInfo:
     context_binaries: tuple[str, ...] = ()
 
 
-def write(model: Model, path: Path | str, stamp: Stamp | None = None) -> None:
-    """Write the one graph of `model` as a DLC at `path`, with `stamp` inside.
+def write(model: Model, path: Path | str, stamp: Stamp | Callable[[], Stamp] | None = None) -> None:
+    """Write the one graph of `model` as a DLC at `path`, with `stamp` inside; a function is asked for it at the end.
 
     The file appears complete or not at all. Written in a fresh process, equal models, stamps and libraries give equal
     bytes: the timestamps are SOURCE_DATE_EPOCH, or 1980-01-01. libQnnIr runs in this process; a caller that wants
@@ -74,7 +75,8 @@ def write(model: Model, path: Path | str, stamp: Stamp | None = None) -> None:
         write_dlc(model, temp)
         _fix_times(temp)
         if stamp is not None:
-            _append(temp, STAMP_MEMBER, stamp.to_json().encode())
+            made = stamp if isinstance(stamp, Stamp) else stamp()
+            _append(temp, STAMP_MEMBER, made.to_json().encode())
 
 
 def source_date() -> datetime.datetime:

@@ -9,6 +9,7 @@ import os
 import re
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -311,16 +312,19 @@ def _convert(options: ConvertOptions, path: Path | None) -> Converted:
         core_api_version=core,
         needs_qairt=".".join(build.lstrip("v").split(".")[:2]),
         source_name=options.model.name,
-        source_sha256=normalized.source_sha256,
         targets=tuple(target.name for target in targets),
         options={**_recorded(options), "precision": precision},
         inputs=_inputs(lowered, [value.name or "" for value in normalized.model.graph.inputs]),
         outputs=_outputs(lowered, normalized.model),
         names={source: name for source, name in lowered.names.items() if source != name},
     )
-    if path is not None:
-        log.report("writing", 0.6)
-        dlc.write(Model({lowered.graph.name: lowered.graph}), path, stamp)
+    with ThreadPoolExecutor(1) as pool:  # a gigabyte takes a second to hash: done while the library writes
+        digest = pool.submit(lambda: normalized.source_sha256)
+        if path is not None:
+            log.report("writing", 0.6)
+            graphs = Model({lowered.graph.name: lowered.graph})
+            dlc.write(graphs, path, lambda: replace(stamp, source_sha256=digest.result()))
+    stamp = replace(stamp, source_sha256=digest.result())
     ops: dict[str, int] = {}
     for op in lowered.graph.ops:
         ops[op.type] = ops.get(op.type, 0) + 1
