@@ -65,7 +65,7 @@ bench: $(READY)
 	$(BIN)/python -m benchmarks
 
 fuzz: $(READY)
-	$(BIN)/python -m tests.hostile.fuzz
+	$(BIN)/python -m fuzz
 
 sbom: $(READY)
 	$(BIN)/python tools/sbom.py

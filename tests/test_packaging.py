@@ -54,7 +54,7 @@ def test_repository_holds_no_vendor_file() -> None:
 
 
 def test_every_python_file_has_its_header() -> None:
-    folders = ("src", "tests", "conformance", "examples", "tools", "benchmarks")
+    folders = ("src", "tests", "conformance", "examples", "tools", "benchmarks", "fuzz", "networks")
     files = [path for folder in folders for path in (ROOT / folder).rglob("*.py")]
     head = "# SPDX-FileCopyrightText: npukit contributors\n# SPDX-License-Identifier: Apache-2.0\n"
     assert [str(path) for path in files if not path.read_text().startswith(head)] == []

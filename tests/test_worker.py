@@ -117,7 +117,9 @@ def test_identity_within_a_graph_survives(shared):
     assert np.array_equal(got.data, w.data)
 
 
-@pytest.mark.parametrize("value", [object(), lambda: 0, np.array([object()]), Path], ids=["object", "function", "object array", "class"])
+@pytest.mark.parametrize(
+    "value", [object(), lambda: 0, np.array([object()]), Path], ids=["object", "function", "object array", "class"]
+)
 def test_what_cannot_travel_is_refused_and_harms_nothing(shared, value):
     with pytest.raises(TypeError, match="cannot be sent"):
         shared.call(ECHO, value)
