@@ -50,6 +50,7 @@ def _fold_flatten(graph: Graph) -> bool:
         data = spread.transpose([perm.index(axis) for axis in range(len(perm))]).reshape(weight.shape)
         op.inputs[1] = replace(weight, name=f"{weight.name}_columns", data=data)
         flat.inputs[0] = source
+        flat.outputs[0].held = None  # its elements no longer lie in the source's order
         return True
     return False
 

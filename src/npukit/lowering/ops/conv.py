@@ -11,8 +11,9 @@ import numpy as np
 import onnx_ir as ir
 
 from npukit.lowering.emitter import Emitter, channel_last
+from npukit.lowering.encode import accumulator_bias
 from npukit.lowering.registry import Unsupported, lowers
-from npukit.qnn.graph import Array, DType, Encoding, Tensor
+from npukit.qnn.graph import Array, Tensor
 
 from .movement import padded_by_concat
 
@@ -236,19 +237,14 @@ def _with_zeros(e: Emitter, x: Tensor, axis: int, stride: int) -> Tensor:
 
 def _bias(e: Emitter, node: ir.Node, x: Tensor, w: Tensor, channels: int) -> Tensor:
     """The bias, or zeros: quantized convolutions without one fail to finalize on CPU (qnn_more.md section 4)."""
-    given = node.inputs[2] if len(node.inputs) > 2 else None
-    if given is not None:
-        return e.get(given)
+    return bias_of(e, node.inputs[2] if len(node.inputs) > 2 else None, x, w, channels)
+
+
+def bias_of(e: Emitter, value: ir.Value | None, x: Tensor, w: Tensor, channels: int) -> Tensor:
+    """A bias [channels] as the op on x and w takes it; zeros where `value` is None."""
     if not e.quantized:
-        return e.static(np.zeros(channels, np.float32), hint="bias")
-    return zero_bias(e, x, w, channels)
-
-
-def zero_bias(e: Emitter, x: Tensor, w: Tensor, channels: int) -> Tensor:
-    """A zero int32 bias at the accumulator's scale, scale_x * scale_w, per channel where w is."""
-    assert x.encoding is not None
-    assert w.encoding is not None
-    scales = tuple(x.encoding.scale * s for s in w.encoding.scales)
-    axis = 0 if len(scales) > 1 else None
-    encoding = Encoding(scales, (0,) * len(scales), axis=axis)
-    return e.static(np.zeros(channels, np.int32), DType.SFIXED_POINT_32, encoding, hint="bias")
+        return e.get(value) if value is not None else e.static(np.zeros(channels, np.float32), hint="bias")
+    if value is None:
+        return accumulator_bias(e, np.zeros(channels), x, w)
+    known = None if e.has_encoding(value) else e.constant(value)
+    return e.get(value) if known is None else accumulator_bias(e, known, x, w)

@@ -8,6 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from npukit.lowering.emitter import Emitter
+from npukit.lowering.encode import single
 from npukit.lowering.registry import Unsupported, lowers
 from npukit.qnn.graph import DType, Tensor
 
@@ -71,10 +72,26 @@ def div(e: Emitter, node: ir.Node) -> None:
     T: float, integer; any order
     """
     native = Native("ElementWiseDivide")
-    if e.is_float(node.inputs[0]):
+    if e.quantized:
+        _divide_codes(e, node, native)
+    elif e.is_float(node.inputs[0]):
         elementwise(e, node, native)
     else:
         elementwise(e, node, lambda e, x: quotient(e, *x), in_float(lambda e, x: truncated(e, e.div(*x))))
+
+
+def _divide_codes(e: Emitter, node: ir.Node, native: Native) -> None:
+    """Quantized division: by one constant it is a multiplication, which HTP has for codes."""
+    known = e.constant(node.inputs[1])
+
+    def multiplied() -> None:
+        if known is None or known.size != 1 or not float(known.reshape(-1)[0]):
+            raise Unsupported("the divisor is not one constant")
+        x, order = e.held(node.inputs[0])
+        factor = single(e, 1.0 / float(known.reshape(-1)[0]), x)
+        e.emit("ElementWiseMultiply", [x, factor], [e.output(node.outputs[0], order)])
+
+    e.forms(multiplied, lambda: elementwise(e, node, native))
 
 
 @lowers("Reciprocal")

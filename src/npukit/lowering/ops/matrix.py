@@ -11,7 +11,7 @@ from npukit.lowering.emitter import Emitter
 from npukit.lowering.registry import Unsupported, lowers
 from npukit.qnn.graph import Tensor
 
-from .conv import zero_bias
+from .conv import bias_of
 from .movement import broadcast
 from .reduce import reduced
 
@@ -76,10 +76,7 @@ def matmul_(e: Emitter, node: ir.Node) -> None:
             raise Unsupported("FullyConnected has a constant matrix")
         a = e.get(node.inputs[0])
         w = e.get(node.inputs[1], (1, 0))
-        if e.quantized:
-            bias = zero_bias(e, a, w, b_shape[1])
-        else:
-            bias = e.static(np.zeros(b_shape[1], np.float32), hint="bias")
+        bias = bias_of(e, None, a, w, b_shape[1])
         out = e.output(y)
         if len(a_shape) == 2:
             e.emit("FullyConnected", [a, w, bias], [out])
@@ -149,10 +146,7 @@ def gemm(e: Emitter, node: ir.Node) -> None:
     def connected() -> None:
         if alpha != 1.0 or beta != 1.0 or not row or b.data is None:
             raise Unsupported("FullyConnected has a constant matrix and a bias")
-        if c is not None:
-            bias = e.reshape(e.get(c), (width,), axis=0)
-        else:
-            bias = zero_bias(e, a, b, width) if e.quantized else e.static(np.zeros(width, np.float32), hint="bias")
+        bias = e.reshape(bias_of(e, c, a, b, width), (width,), axis=0)
         e.emit("FullyConnected", [a, b, bias], [e.output(node.outputs[0])])
 
     def composed() -> None:

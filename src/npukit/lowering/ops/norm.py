@@ -8,6 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from npukit.lowering.emitter import Emitter, channel_last
+from npukit.lowering.encode import symmetric_32, unsigned
 from npukit.lowering.registry import Unsupported, lowers
 from npukit.qnn.graph import Tensor
 
@@ -126,6 +127,16 @@ def layer_normalization(e: Emitter, node: ir.Node) -> None:
     scale = e.get(node.inputs[1])
     wanted = [output for output in node.outputs[1:] if output.name and (output.uses() or output.is_graph_output())]
 
+    def quantized() -> None:
+        if not e.quantized or wanted or axis != rank - 1:
+            raise Unsupported("the quantized form is over the last axis")
+        beta = e.constant(bias_value) if bias_value is not None else np.zeros(tail, np.float32)
+        if beta is None:
+            raise Unsupported("the quantized form has a constant bias")
+        y = e.output(node.outputs[0])
+        inputs = [x, unsigned(e, scale), symmetric_32(e, beta)]
+        e.emit("LayerNorm", inputs, [y], epsilon=epsilon, axes=[rank - 1])
+
     def native(whole: bool) -> None:
         if wanted:
             raise Unsupported("LayerNorm has one output")
@@ -152,7 +163,7 @@ def layer_normalization(e: Emitter, node: ir.Node) -> None:
             if output.name:
                 e.bind(output, e.reshape(tensor, e.shape(output)))
 
-    e.forms(lambda: native(True), lambda: native(False), composed)
+    e.forms(quantized, lambda: native(True), lambda: native(False), composed)
 
 
 @lowers("RMSNormalization")
@@ -168,6 +179,13 @@ def rms_normalization(e: Emitter, node: ir.Node) -> None:
     x, scale = e.get(node.inputs[0]), e.get(node.inputs[1])
     tail = int(np.prod(x.shape[axis:]))
     flat = (int(np.prod(x.shape[:axis])), tail)
+
+    def quantized() -> None:
+        if not e.quantized or axis != rank - 1 or "rms_norm_epsilon_outside_root" in e.quirks:
+            raise Unsupported("the quantized form is over the last axis")
+        y = e.output(node.outputs[0])
+        inputs = [x, unsigned(e, scale), symmetric_32(e, np.zeros(tail))]
+        e.emit("RmsNorm", inputs, [y], epsilon=epsilon, axes=[rank - 1])
 
     def native(whole: bool) -> None:
         if "rms_norm_epsilon_outside_root" in e.quirks:
@@ -190,7 +208,7 @@ def rms_normalization(e: Emitter, node: ir.Node) -> None:
         y = e.div(source, e.unary("ElementWiseSquareRoot", e.add(square, epsilon)))
         e.bind(node.outputs[0], e.mul(e.reshape(y, x.shape), scale))
 
-    e.forms(lambda: native(True), lambda: native(False), composed)
+    e.forms(quantized, lambda: native(True), lambda: native(False), composed)
 
 
 @lowers("LRN")
