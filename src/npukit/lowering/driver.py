@@ -18,6 +18,7 @@ from npukit.lowering.emitter import Emitter, Validator, channel_last, dtype_name
 from npukit.lowering.layout import clean
 from npukit.lowering.qdq import Collapsed, collapse
 from npukit.lowering.registry import Unsupported, lowers
+from npukit.lowering.views import merged_shape
 from npukit.qnn.graph import Array, DType, Graph, Held, Tensor, TensorKind
 from npukit.targets import Target
 
@@ -245,7 +246,12 @@ def _output(emitter: Emitter, value: ir.Value, taken: set[int], options: LowerOp
         if tensor.kind is TensorKind.STATIC:
             tensor.held = Held(value.name or "", dtype_name(emitter.source_dtype(value)), emitter.shape(value), perm)
             return tensor
-        if id(tensor) in taken:  # a graph input, or a tensor that already is another output
+        if emitter.base(tensor) is not tensor:  # more axes than the targets take: held with its first axes merged
+            name, shape = tensor.name, merged_shape(tensor.shape, emitter.max_rank)
+            tensor = emitter.emit("Reshape", [tensor], [emitter.temp(shape, tensor.dtype, tensor.encoding)])
+            emitter.names.release(tensor.name)
+            tensor.name = name
+        elif id(tensor) in taken:  # a graph input, or a tensor that already is another output
             tensor = emitter.emit("Reshape", [tensor], [emitter.temp(tensor.shape, tensor.dtype, tensor.encoding)])
         taken.add(id(tensor))
     finally:

@@ -20,6 +20,7 @@ import numpy as np
 import onnx_ir as ir
 
 from npukit.lowering.registry import Refused, Unsupported
+from npukit.lowering.views import emit_beyond, merged_shape
 from npukit.qnn.graph import Array, DType, Encoding, Graph, Held, Op, Param, Tensor, TensorKind
 from npukit.qnn.names import Names
 from npukit.qnn.opdefs import integer_range, opdef
@@ -105,6 +106,7 @@ class Emitter:
         self.graph = graph
         self.targets = tuple(targets)
         self.quirks = frozenset(quirk for target in targets for quirk in target.quirks)
+        self.max_rank = 5 if "five_axes_at_most" in self.quirks else 64
         self._float = float_dtype
         self.names = Names()
         self.node: ir.Node | None = None
@@ -119,6 +121,7 @@ class Emitter:
         self._derived: dict[tuple[ir.Value, Perm | None, bool], Tensor] = {}
         self._order: dict[int, Perm | None] = {}
         self._journal = Journal()
+        self._views: dict[int, tuple[Tensor, Tensor]] = {}  # tensors of too many axes, and what they stand for
 
     # -- values ------------------------------------------------------------------------------------------------
 
@@ -261,6 +264,14 @@ class Emitter:
             data = data.transpose(perm)
         return Tensor(name, dtype, data.shape, TensorKind.STATIC, encoding, data, held)
 
+    def add_view(self, tensor: Tensor, source: Tensor) -> None:
+        """Let a tensor of more axes than the targets take stand for `source`, which has the same elements."""
+        self._journal.set(self._views, id(tensor), (tensor, source))
+
+    def base(self, tensor: Tensor) -> Tensor:
+        """The tensor of fewer axes that a view stands for; any other tensor itself."""
+        return self._views[id(tensor)][1] if id(tensor) in self._views else tensor
+
     # -- tensors -----------------------------------------------------------------------------------------------
 
     def temp(self, shape: Sequence[int], dtype: DType, encoding: Encoding | None = None) -> Tensor:
@@ -324,9 +335,13 @@ class Emitter:
             tensor.dtype, tensor.encoding = self._encodings[value]
         else:
             tensor.dtype = self.held_dtype(self.source_dtype(value))
-        tensor.shape = shape
+        tensor.shape = merged_shape(shape, self.max_rank)
         self._claim(value, tensor, None)
         self.graph.inputs.append(tensor)
+        if tensor.shape != shape:
+            view = Tensor("", tensor.dtype, shape, TensorKind.NATIVE, tensor.encoding, None, tensor.held)
+            self.add_view(view, tensor)
+            self._journal.set(self._held, value, view)
         return tensor
 
     def _claim(self, value: ir.Value, tensor: Tensor, perm: Perm | None) -> None:
@@ -360,6 +375,8 @@ class Emitter:
             for tensor in outputs:
                 if tensor.dtype.is_float or (tensor.dtype.is_quantized and tensor.encoding is None):
                     raise NeedsFloat(f"{op_type} makes an intermediate that has no encoding")
+        if any(tensor is not None and tensor.rank > self.max_rank for tensor in (*inputs, *outputs)):
+            return emit_beyond(self, op_type, inputs, outputs, params)
         made = {name: as_param(op_type, name, value) for name, value in params.items() if value is not None}
         source = self.node.name if self.node is not None and self.node.name else op_type
         op = Op(self._fresh(source), op_type, list(inputs), list(outputs), made, origin=(source,))

@@ -26,6 +26,13 @@ def indices_of(e: Emitter, value: ir.Value | None, limit: int | Array) -> Tensor
     x = e.get(value)
     if "gather_negative_indices" not in e.quirks and np.ndim(limit) == 0:
         return x
+    if x.rank > 4:  # comparisons take no more on HTP
+        flat = _wrapped_any(e, e.reshape(x, (int(np.prod(x.shape[:-1])), x.shape[-1])), limit)
+        return e.reshape(flat, x.shape)
+    return _wrapped_any(e, x, limit)
+
+
+def _wrapped_any(e: Emitter, x: Tensor, limit: int | Array) -> Tensor:
     # int32 comparison is not everywhere; the sign is: x + limit * (x < 0)
     bound = e.static(np.asarray(limit, np.int32), DType.INT_32)
     return e.forms(
@@ -99,11 +106,21 @@ def gather_elements(e: Emitter, node: ir.Node) -> None:
         lead = (1,) * (4 - x.rank)
         native(e.reshape(x, lead + x.shape), e.reshape(indices, lead + indices.shape), axis + len(lead))
 
+    def merged(x: Tensor) -> None:  # to three axes, where indices and data agree on all others
+        def lengths(shape: tuple[int, ...]) -> tuple[int, int, int]:
+            return int(np.prod(shape[:axis])), shape[axis], int(np.prod(shape[axis + 1 :]))
+
+        if any(a != b for i, (a, b) in enumerate(zip(x.shape, indices.shape, strict=True)) if i != axis):
+            raise Unsupported("indices that leave out parts of the data")
+        native(e.reshape(x, (1, *lengths(x.shape))), e.reshape(indices, (1, *lengths(indices.shape))), 2)
+
     e.forms(
         lambda: native(data, indices, axis),
         lambda: raised(data),
+        lambda: merged(data),
         lambda: native(as_float(e, data), indices, axis),
         lambda: raised(as_float(e, data)),
+        lambda: merged(as_float(e, data)),
     )
 
 

@@ -9,6 +9,7 @@ import onnx_ir as ir
 
 from npukit.lowering.emitter import Emitter, Perm, channel_last
 from npukit.lowering.registry import Unsupported, lowers
+from npukit.lowering.views import merged_transpose
 from npukit.qnn.graph import DType, Param, Tensor
 
 
@@ -60,26 +61,8 @@ def transpose(e: Emitter, node: ir.Node) -> None:
         return
     e.forms(
         lambda: e.bind(node.outputs[0], e.transpose(x, axes)),
-        lambda: e.bind(node.outputs[0], e.reshape(_merged_transpose(e, x, axes), e.shape(node.outputs[0]))),
+        lambda: e.bind(node.outputs[0], e.reshape(merged_transpose(e, x, axes), e.shape(node.outputs[0]))),
     )
-
-
-def _merged_transpose(e: Emitter, x: Tensor, perm: Perm) -> Tensor:
-    """The transpose over fewer axes: axes that stay neighbours become one, axes of size 1 go."""
-    groups: list[list[int]] = []
-    for axis in (axis for axis in perm if x.shape[axis] != 1):
-        if (
-            groups
-            and all(x.shape[between] == 1 for between in range(groups[-1][-1] + 1, axis))
-            and groups[-1][-1] < axis
-        ):
-            groups[-1].append(axis)
-        else:
-            groups.append([axis])
-    sizes = [int(np.prod([x.shape[axis] for axis in group])) for group in groups]
-    by_place = sorted(range(len(groups)), key=lambda i: groups[i][0])
-    merged = e.reshape(x, [sizes[i] for i in by_place])
-    return e.transpose(merged, [by_place.index(i) for i in range(len(groups))])
 
 
 @lowers("Concat")
