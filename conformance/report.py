@@ -6,12 +6,13 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from conformance import cases
+from conformance import cases, op_tables
 from conformance.execute import PATHS, REASONS
 
 PASSED = Path(__file__).with_name("passed.json")
@@ -156,7 +157,17 @@ def page(results: Results) -> str:
         _by_op(results, table),
         "## Cases that the peer passes and npukit does not\n",
         _behind(results, table),
+        "## Lowerings\n",
+        "One row a registered lowering: the shape line of its docstring (`?` may be absent, `...` may repeat, `*D` any"
+        " number of axes), then dtypes and limits. A test compares these lines with the test rows.\n",
+        _markdown(op_tables.lowerings()),
+        "Without a lowering of their own, replaced by the function body of their ONNX definition where that has static"
+        f" shapes: {', '.join(op_tables.by_definition())}.\n",
+        "## Raising\n",
+        _raising(),
         "## Cases that do not pass\n",
+        "Grouped by reason and op; `node/test_` is left out of the names. Where no path stands before the names, they"
+        " fail on all three.\n",
         _failing(results, table),
         "## Light models\n",
         "The nine networks of the onnx package. Their weights make every output constant, so they show structure only"
@@ -166,6 +177,15 @@ def page(results: Results) -> str:
         "\n".join(f"- {reason}: {len(names)}" for reason, names in table.left_out.items()) + "\n",
     ]
     return "\n".join(parts)
+
+
+def _raising() -> str:
+    raised, kept = op_tables.raised()
+    return (
+        f"{len(raised)} of the {len(raised) + len(kept)} ops of the op table become standard ONNX; the tests compare"
+        f" them with QNN CPU's own results.\n\nRaised: {', '.join(raised)}.\n\nKept as nodes of domain `qti.aisw`, with all"
+        f" parameters: {', '.join(kept)}. `export` lists them; `ort` does not run them.\n"
+    )
 
 
 def _variants(results: Results, table: cases.Table) -> str:
@@ -217,11 +237,63 @@ def _light(results: Results, table: cases.Table) -> str:
     return _markdown(rows)
 
 
+_FAULT = re.compile(r"\[1\] (?:(\w+) )?'[^']*': (.*)")
+_NOISE = (
+    (r" \[(no QNN op or composition|backend refused|dtype cannot be held)\]", ""),
+    (r"QNN_OP_PACKAGE_ERROR_VALIDATION_FAILURE: Op configuration failed validation: ", ""),
+    (r"\[4294967295\] ", ""),
+    (r"the size of .* is only known when it runs", "the size of its output is only known when it runs"),
+    (r"'[^']*' is not computed by anything", "an input cannot be held"),
+)
+
+
+def evidence(record: Mapping[str, Any]) -> tuple[str, str]:
+    """The op at fault where the evidence names one, and the first fault, without names of nodes and tensors."""
+    whole = str(record.get("evidence", ""))
+    found = _FAULT.search(whole)
+    op, text = (found[1] or "", found[2]) if found else ("", whole.split("\n")[0])
+    for pattern, short in _NOISE:
+        text = re.sub(pattern, short, text)
+    text = text.replace("|", "/")
+    return op, text if len(text) <= 160 else text[:157] + "..."
+
+
 def _failing(results: Results, table: cases.Table) -> str:
-    rows: list[list[Any]] = [["case", "path", "reason", "evidence"]]
+    """By reason one table: op, evidence of its first case, and the names of all cases with the paths."""
+    groups: dict[str, dict[tuple[str, str], dict[str, list[str]]]] = {reason: {} for reason in REASONS}
+    shown: dict[tuple[str, str, str], str] = {}
     for name in sorted(table.cases):
         for record in _records(results, name):
-            if record["status"] == "fail":
-                evidence = record.get("evidence", "").replace("|", "/").replace("\n", " ")[:160]
-                rows.append([name, record["path"], record["reason"], evidence])
-    return _markdown(rows)
+            if record["status"] != "fail":
+                continue
+            op, text = evidence(record)
+            op = _op_of(results, name) if op in ("", "input", "output") else op
+            # numbers differ from case to case: one example stands for the op
+            key = (op, "" if record["reason"] == "wrong" else text)
+            shown.setdefault((record["reason"], *key), text)
+            groups[record["reason"]].setdefault(key, {}).setdefault(name, []).append(record["path"])
+    parts = []
+    for reason, rows in groups.items():
+        if rows:
+            table_rows: list[list[Any]] = [["op", "evidence (of the first case)", "cases"]]
+            for key in sorted(rows):
+                table_rows.append([key[0], shown[reason, *key], _case_names(rows[key])])
+            parts.append(f"### {reason}\n\n{_markdown(table_rows)}")
+    return "\n".join(parts) if parts else "None.\n"
+
+
+def _op_of(results: Results, name: str) -> str:
+    """The op that a case is about: its only one, or that of the case it is the expansion of."""
+    for case in (name, re.sub(r"_expanded(_ver\d+)?$", "", name)):
+        ops = next((r["source_ops"] for r in _records(results, case) if r.get("source_ops")), None)
+        if ops and len(ops) <= 2:
+            return str(ops[-1])
+    return "several"
+
+
+def _case_names(paths: Mapping[str, list[str]]) -> str:
+    """The names, those with the same paths together; paths are left out where it is all of them."""
+    by_paths: dict[str, list[str]] = defaultdict(list)
+    for name, found in paths.items():
+        by_paths["" if len(found) == len(PATHS) else f"{', '.join(found)}: "].append(name.removeprefix("node/test_"))
+    return "; ".join(head + ", ".join(names) for head, names in by_paths.items())

@@ -170,8 +170,8 @@ def reverse_sequence(e: Emitter, node: ir.Node) -> None:
 def tf_idf(e: Emitter, node: ir.Node) -> None:
     """How often each n-gram of a pool comes in rows of token numbers, plain or weighted.
 
-    x: int[C] or int[N,C] -> y: float[G] or float[N,G]
-    tokens are integers within int32; strings are not held
+    x: T[*N,C] -> y: float[*N,G]
+    T: integer; *N is at most one axis; tokens are integers within int32; strings are not held
     """
     pool = list(node.attributes.get_ints("pool_int64s", []))
     if not pool:
