@@ -1,9 +1,14 @@
 # SPDX-FileCopyrightText: npukit contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Time and peak memory of a command and of every process that it starts."""
+"""Time and peak memory of a command and of every process that it starts.
+
+The command is started by this file as a program of its own, which imports little: on Linux a new process counts the
+memory of the one that started it into its peak (ru_maxrss), so that a large starter would hide small commands.
+"""
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -33,28 +38,42 @@ class Cost:
     load: float
 
 
-def measure(command: list[str], *, env: dict[str, str] | None = None, cwd: Path | None = None) -> Cost:
+def measure(command: list[str], *, env: dict[str, str] | None = None) -> Cost:
     """Run a command to its end; RuntimeError with its last words unless it exits 0."""
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", __file__, *command], env=env, stdin=subprocess.DEVNULL, capture_output=True
+    )
+    if done.returncode:
+        words = done.stderr[-2000:].decode("utf-8", "replace")
+        raise RuntimeError(f"{' '.join(command)} exited with {done.returncode}: {words}")
+    return Cost(**json.loads(done.stdout))
+
+
+def python(*arguments: str) -> list[str]:
+    """A command of this Python."""
+    return [sys.executable, *arguments]
+
+
+# ---------------------------------------------------------------- as a program
+
+
+def _main(command: list[str]) -> int:
     load = os.getloadavg()[0]
     peaks: dict[int, int] = {}
-    with subprocess.Popen(
-        command, env=env, cwd=cwd, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    ) as process:
-        start = time.perf_counter()
-        done = threading.Event()
-        watcher = threading.Thread(target=_watch, args=(process.pid, peaks, done))
-        watcher.start()
-        assert process.stdout is not None
-        words = process.stdout.read()
-        _, status, usage = os.wait4(process.pid, 0)
-        wall = time.perf_counter() - start
-        process.returncode = os.waitstatus_to_exitcode(status)
-        done.set()
-        watcher.join()
-    if process.returncode:
-        raise RuntimeError(f"{' '.join(command)} exited with {process.returncode}: {words[-2000:].decode()}")
+    done = threading.Event()
+    start = time.perf_counter()
+    process = subprocess.Popen(command, stdout=2)
+    watcher = threading.Thread(target=_watch, args=(process.pid, peaks, done))
+    watcher.start()
+    _, status, usage = os.wait4(process.pid, 0)
+    wall = time.perf_counter() - start
+    process.returncode = os.waitstatus_to_exitcode(status)
+    done.set()
+    watcher.join()
     largest = usage.ru_maxrss * 1024
-    return Cost(wall, usage.ru_utime + usage.ru_stime, max(sum(peaks.values()), largest), largest, load)
+    cost = Cost(wall, usage.ru_utime + usage.ru_stime, max(sum(peaks.values()), largest), largest, load)
+    sys.stdout.write(json.dumps(cost.__dict__))
+    return process.returncode
 
 
 def _watch(root: int, peaks: dict[int, int], done: threading.Event) -> None:
@@ -83,6 +102,5 @@ def _descendants(root: int) -> list[int]:
     return found
 
 
-def python(*arguments: str) -> list[str]:
-    """A command of this Python."""
-    return [sys.executable, *arguments]
+if __name__ == "__main__":
+    sys.exit(_main(sys.argv[1:]))
