@@ -183,8 +183,8 @@ def _raising() -> str:
     raised, kept = op_tables.raised()
     return (
         f"{len(raised)} of the {len(raised) + len(kept)} ops of the op table become standard ONNX; the tests compare"
-        f" them with QNN CPU's own results.\n\nRaised: {', '.join(raised)}.\n\nKept as nodes of domain `qti.aisw`, with all"
-        f" parameters: {', '.join(kept)}. `export` lists them; `ort` does not run them.\n"
+        f" them with QNN CPU's own results.\n\nRaised: {', '.join(raised)}.\n\nKept as nodes of domain `qti.aisw`,"
+        f" with all parameters: {', '.join(kept)}. `export` lists them; `ort` does not run them.\n"
     )
 
 
