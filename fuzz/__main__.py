@@ -57,7 +57,9 @@ def _one(options: argparse.Namespace) -> int:
         seeds = corpus.load(kind, options.out / "corpus", pool, options.seeds)
         case = execute.make(kind, seeds, options.seed, int(index))
         verdict = execute.judge(case, pool, folder)
-    sys.stdout.write(f"{json.dumps(vars(verdict), indent=2)}\n{verdict.detail}\nseed {case.origin}, files in {folder}\n")
+    sys.stdout.write(
+        f"{json.dumps(vars(verdict), indent=2)}\n{verdict.detail}\nseed {case.origin}, files in {folder}\n"
+    )
     return 1 if verdict.outcome == "bad" else 0
 
 

@@ -78,7 +78,9 @@ def _swap(rng: random.Random, data: bytes) -> bytes:
     low, high = sorted((at, other))
     if high < low + size:
         return _flip(rng, data)
-    return data[:low] + data[high : high + size] + data[low + size : high] + data[low : low + size] + data[high + size :]
+    return (
+        data[:low] + data[high : high + size] + data[low + size : high] + data[low : low + size] + data[high + size :]
+    )
 
 
 RAW: tuple[Callable[[random.Random, bytes], bytes], ...] = (

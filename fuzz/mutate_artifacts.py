@@ -203,10 +203,10 @@ def _npy(rng: random.Random, data: bytes) -> bytes:
         return word(rng, data, rng.randrange(max(1, min(12, len(data) - 2))), 2)
     size = int.from_bytes(data[8:10], "little")
     text, body = data[10 : 10 + size].decode("latin-1"), data[10 + size :]
-    swaps = [("'<f4'", "'|O'"), ("'<f4'", "'<f8'"), ("'<f4'", "'>f4'"), ("'<f4'", "'<U5'"), ("'<f4'", "'V4'"), ("<f4", "x"),
-             ("False", "True"), ("(", "(-1, "), ("(", "(0, "), ("(", "(99999999999999999999, "), ("'descr'", "'d'"),
+    swaps = [("'<f4'", "'|O'"), ("'<f4'", "'<f8'"), ("'<f4'", "'>f4'"), ("'<f4'", "'<U5'"), ("'<f4'", "'V4'"),
+             ("<f4", "x"), ("False", "True"), ("(", "(-1, "), ("(", "(0, "), ("(", "(99999999999999999999, "), ("'descr'", "'d'"),
              ("(", "__import__('os').system("), ("{", "{" * 300), ("}", ""), ("'<f4'", "[('a', '<f4')]"),
              ("(", f"({rng.choice(INTEGERS)}, ")]  # fmt: skip
     old, new = rng.choice(swaps)
-    head = text.replace(old, new, 1).encode("latin-1")[: 0xFFFF]
+    head = text.replace(old, new, 1).encode("latin-1")[:0xFFFF]
     return data[:8] + len(head).to_bytes(2, "little") + head + body

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import onnx
-from google.protobuf.message import Message
+from google.protobuf.message import DecodeError, Message
 
 from fuzz.mutate import FLOATS, HUGE, INTEGERS, TEXTS, Files, integer, raw
 
@@ -47,7 +47,7 @@ def _apply(rng: random.Random, model: onnx.ModelProto) -> None:
     mutator = rng.choice(_BY_MEANING) if rng.random() < 0.7 else _any_field
     try:
         mutator(rng, model)
-    except (ValueError, IndexError, TypeError, OverflowError):
+    except (ValueError, IndexError, TypeError, OverflowError, DecodeError):
         _any_field(rng, model)
 
 
@@ -222,7 +222,9 @@ def _tensor_data(rng: random.Random, model: onnx.ModelProto) -> None:
             item = rng.choice((4, 8))
             value = rng.choice((*INTEGERS, *HUGE)) % (1 << 8 * item)
             at = rng.randrange(max(1, size // item)) * item
-            tensor.raw_data = (tensor.raw_data[:at] + value.to_bytes(item, "little") + tensor.raw_data[at + item :])[:size]
+            tensor.raw_data = (tensor.raw_data[:at] + value.to_bytes(item, "little") + tensor.raw_data[at + item :])[
+                :size
+            ]
     elif choice < 0.7:
         tensor.float_data.extend(rng.choice(FLOATS) for _ in range(rng.choice((1, 4))))
     elif choice < 0.8:
@@ -242,8 +244,8 @@ def _external(rng: random.Random, model: onnx.ModelProto) -> None:
         return
     entry = rng.choice(tensor.external_data)
     if entry.key == "location":
-        entry.value = rng.choice(("../weights.bin", "/etc/passwd", "", ".", "a/../../b", "weights.bin/x", "w\0", "no.bin",
-                                  "model.onnx", "C:\\w", "..\\w", "x" * 5000, "/dev/zero", "./weights.bin"))  # fmt: skip
+        entry.value = rng.choice(("../weights.bin", "/etc/passwd", "", ".", "a/../../b", "weights.bin/x", "w\0",
+                                  "no.bin", "model.onnx", "C:\\w", "..\\w", "x" * 5000, "/dev/zero", "./weights.bin"))  # fmt: skip
     elif rng.random() < 0.2:
         entry.key = rng.choice(("offset", "length", "location", "checksum", ""))
     else:
@@ -269,7 +271,9 @@ def _attribute(rng: random.Random, model: onnx.ModelProto) -> None:
             at = rng.randrange(len(attr.ints))
             attr.ints[at] = integer(rng, attr.ints[at], -(1 << 63), (1 << 63) - 1)
     elif attr.HasField("s"):
-        attr.s = rng.choice((b"", b"SAME_UPPER", b"VALID", b"linear", b"cubic", b"\xff", b"bilinear", b"ij,jk->ik", b"edge"))
+        attr.s = rng.choice(
+            (b"", b"SAME_UPPER", b"VALID", b"linear", b"cubic", b"\xff", b"bilinear", b"ij,jk->ik", b"edge")
+        )
     elif attr.HasField("f"):
         attr.f = rng.choice(FLOATS)
     else:
@@ -338,7 +342,9 @@ def _versions(rng: random.Random, model: onnx.ModelProto) -> None:
     if model.opset_import and rng.random() < 0.7:
         entry = rng.choice(model.opset_import)
         if rng.random() < 0.8:
-            entry.version = rng.choice((0, 1, 6, 7, 9, 10, 11, 12, 13, 15, 17, 18, 21, 22, 24, 25, 26, 99, -1, (1 << 63) - 1))
+            entry.version = rng.choice(
+                (0, 1, 6, 7, 9, 10, 11, 12, 13, 15, 17, 18, 21, 22, 24, 25, 26, 99, -1, (1 << 63) - 1)
+            )
         else:
             entry.domain = rng.choice(("", "x", "ai.onnx.ml"))
     elif rng.random() < 0.3:
@@ -410,7 +416,9 @@ def _nest(rng: random.Random, model: onnx.ModelProto) -> None:
         body.output.extend(onnx.ValueInfoProto(name=name) for name in inner.output)
         outer = onnx.NodeProto(op_type="If", input=["condition"], output=inner.output)
         outer.attribute.append(onnx.helper.make_attribute("then_branch", body))
-        outer.attribute.append(onnx.helper.make_attribute("else_branch", body if rng.random() < 0.01 else onnx.GraphProto()))
+        outer.attribute.append(
+            onnx.helper.make_attribute("else_branch", body if rng.random() < 0.01 else onnx.GraphProto())
+        )
         inner = outer
     graph.node[at].CopyFrom(inner)
     if rng.random() < 0.8:

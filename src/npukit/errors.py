@@ -12,6 +12,23 @@ import difflib
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 
+_MOST_LETTERS = 1_000  # of one part of a message
+_MOST_FAULTS = 100  # that a message lists; `NpukitError.faults` holds all
+
+
+def shown(text: str, limit: int = _MOST_LETTERS) -> str:
+    """`text` fit for one line of a console: names come from files, and may hold anything at any length.
+
+    White space becomes single blanks, control characters (a terminal would obey them) become escapes, what is longer
+    than `limit` loses its middle.
+    """
+    line = " ".join(text.split()) if "\n" in text or "\t" in text or "\r" in text else text
+    if not line.isprintable():
+        line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
+    if len(line) > limit:
+        line = f"{line[: limit * 2 // 3]} ... {line[-(limit // 3) :]}"
+    return line
+
 
 @dataclass(frozen=True)
 class Fault:
@@ -22,8 +39,12 @@ class Fault:
     hint: str = ""
 
     def __str__(self) -> str:
-        text = f"{self.where}: {self.what}" if self.where else self.what
-        return f"{text}\n      hint: {self.hint}" if self.hint else text
+        text = _head(self.where, self.what)
+        return f"{text}\n      hint: {shown(self.hint)}" if self.hint else text
+
+
+def _head(where: str, what: str) -> str:
+    return f"{shown(where)}: {shown(what)}" if where else shown(what)
 
 
 class NpukitError(Exception):
@@ -35,6 +56,13 @@ class NpukitError(Exception):
         where: node, tensor, file or option at fault; empty if the message says it.
         hint: what to do about it; empty if there is nothing to add.
         faults: every fault found, where one run found several.
+
+    Example:
+        >>> try:
+        ...     npukit.convert("nothing.onnx")
+        ... except npukit.NpukitError as error:
+        ...     print(error.code, error.exit_code, error.what)
+        model 2 there is no such file
     """
 
     code = "error"
@@ -51,10 +79,12 @@ class NpukitError(Exception):
         return (_rebuild, (type(self), self.what, self.where, self.hint, self.faults))
 
     def __str__(self) -> str:
-        head = f"{self.where}: {self.what}" if self.where else self.what
-        lines = [head, *(f"  [{i}] {fault}" for i, fault in enumerate(self.faults, 1))]
+        lines = [_head(self.where, self.what)]
+        lines += [f"  [{i}] {fault}" for i, fault in enumerate(self.faults[:_MOST_FAULTS], 1)]
+        if len(self.faults) > _MOST_FAULTS:
+            lines.append(f"  and {len(self.faults) - _MOST_FAULTS} more")
         if self.hint:
-            lines.append(f"  hint: {self.hint}")
+            lines.append(f"  hint: {shown(self.hint)}")
         return "\n".join(lines)
 
     def to_json(self) -> dict[str, object]:

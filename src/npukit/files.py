@@ -378,7 +378,9 @@ def read_npy(path: Path | str) -> npt.NDArray[np.generic]:
             version = np.lib.format.read_magic(stream)
             readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
             shape, fortran, dtype = readers[version](stream)
-        except (ValueError, KeyError, TypeError, OverflowError, RecursionError, MemoryError) as error:
+        except (
+            Exception
+        ) as error:  # numpy hands the header to Python's tokenizer and parser, which raise what they like
             raise _bad_array(path, "not a sound .npy file") from error
         start, size = stream.tell(), os.fstat(stream.fileno()).st_size
     if dtype.hasobject:
@@ -407,8 +409,8 @@ def read_npz(path: Path | str) -> dict[str, npt.NDArray[np.generic]]:
         raw = io.BytesIO(zip_read(data, entry, limit=MAX_INPUT_BYTES, where=str(path)))
         try:
             arrays[entry.name.removesuffix(".npy")] = np.lib.format.read_array(raw, allow_pickle=False)
-        except (ValueError, TypeError, OverflowError, RecursionError, MemoryError, EOFError) as error:
-            raise _bad_array(path, f"its member {entry.name!r} is not a sound array: {error}") from error
+        except Exception as error:  # see read_npy
+            raise _bad_array(path, f"its member {entry.name!r} is not a sound array, or of Python objects") from error
     return arrays
 
 
@@ -425,7 +427,7 @@ def map_file(path: Path | str) -> memoryview:
 def read_image(path: Path | str) -> npt.NDArray[np.uint8]:
     """An image file's pixels, uint8 [height, width, channels] (1 grey, 3 RGB or 4 RGBA)."""
     import numpy as np
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
     try:
         with Image.open(io.BytesIO(map_file(path))) as image:
@@ -433,6 +435,10 @@ def read_image(path: Path | str) -> npt.NDArray[np.uint8]:
             pixels = np.asarray(image.convert(mode), dtype=np.uint8)
     except NpukitError:
         raise
+    except UnidentifiedImageError:  # its text names our stream object
+        raise InputError(
+            "cannot read the image: it is none", where=str(path), hint="give a .png or .jpg file, or a .npy file"
+        ) from None
     except Exception as error:  # pillow's decoders raise what they like on damaged files
         raise InputError(f"cannot read the image: {error}", where=str(path)) from error
     return pixels.reshape(*pixels.shape[:2], -1)
