@@ -9,9 +9,13 @@ when they are first used: `import npukit` alone imports nothing heavy.
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+# ONNX Runtime's wheels from 1.31 on report usage to Microsoft unless this is set before they are imported.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 if TYPE_CHECKING:
     from npukit.errors import NpukitError
