@@ -13,6 +13,7 @@ import onnx_ir as ir
 
 from npukit.lowering.emitter import Emitter
 from npukit.lowering.registry import Unsupported, lowers
+from npukit.lowering.views import merged_shape
 from npukit.qnn.graph import Array, DType, Tensor
 
 from .movement import axis_of
@@ -26,8 +27,8 @@ def indices_of(e: Emitter, value: ir.Value | None, limit: int | Array) -> Tensor
     x = e.get(value)
     if "gather_negative_indices" not in e.quirks and np.ndim(limit) == 0:
         return x
-    if x.rank > 4:  # comparisons take no more on HTP
-        flat = _wrapped_any(e, e.reshape(x, (int(np.prod(x.shape[:-1])), x.shape[-1])), limit)
+    if x.rank > (4 if "select_beyond_four_axes_aborts" in e.quirks else e.max_rank):
+        flat = _wrapped_any(e, e.reshape(x, merged_shape(x.shape, 4)), limit)
         return e.reshape(flat, x.shape)
     return _wrapped_any(e, x, limit)
 
@@ -138,6 +139,8 @@ def gather_nd(e: Emitter, node: ir.Node) -> None:
     shape = e.shape(node.outputs[0])
 
     def native(x: Tensor) -> None:
+        if batch and indices.data is not None and "gather_nd_constant_batches_wrong" in e.quirks:
+            raise Unsupported("GatherNd of constant batches differs on a target")
         y = e.emit("GatherNd", [x, indices], [e.temp(shape, x.dtype, x.encoding)], batch_dims=batch)
         e.bind(node.outputs[0], y)
 
@@ -198,7 +201,48 @@ def scatter_elements(e: Emitter, node: ir.Node) -> None:
         x, u = e.unary("ElementWiseNeg", data), e.unary("ElementWiseNeg", updates)
         e.bind(node.outputs[0], e.unary("ElementWiseNeg", native(x, u, "MAX")))
 
-    e.forms(direct, negated, lambda: _scatter_by_select(e, node, data, updates, axis, reduction))
+    e.forms(
+        direct,
+        negated,
+        lambda: _scatter_by_select(e, node, data, updates, axis, reduction),
+        lambda: e.bind(node.outputs[0], _scatter_by_compare(e, data, indices, updates, axis, reduction)),
+    )
+
+
+_STEPS = 256  # run-time indices placed one after another at most
+_COMBINE = {
+    "add": "ElementWiseAdd",
+    "mul": "ElementWiseMultiply",
+    "max": "ElementWiseMaximum",
+    "min": "ElementWiseMinimum",
+}
+
+
+def _scatter_by_compare(
+    e: Emitter, data: Tensor, indices: Tensor, updates: Tensor, axis: int, reduction: str
+) -> Tensor:
+    """Run-time indices: one after another is compared with the places along the axis, so that duplicates count."""
+    others = [(a, b) for i, (a, b) in enumerate(zip(data.shape, indices.shape, strict=True)) if i != axis]
+    count, size = indices.shape[axis], data.shape[axis]
+    if any(a != b for a, b in others) or count > _STEPS:
+        raise Unsupported("run-time indices (this reduction) that leave out parts of the data, or more than 256")
+    outer, inner = int(np.prod(data.shape[:axis])), int(np.prod(data.shape[axis + 1 :]))
+    result = e.reshape(data, (outer, size, inner))
+    if size > 2048 and "float32_computed_in_float16" in e.quirks:
+        raise Unsupported("run-time indices (this reduction) beyond 2048, which float16 does not hold")
+    # compared as floats: slices of INT_32 that broadcast fail to finalize on HTP
+    where = e.reshape(e.cast(indices, e.float_dtype), (outer, count, inner))
+    new = e.reshape(updates, (outer, count, inner))
+    places = e.static(np.broadcast_to(np.arange(size, dtype=np.float32)[None, :, None], result.shape).copy())
+    for k in range(count):
+        here = e.compare("ElementWiseEqual", places, e.slice(where, 1, k, k + 1))
+        part = e.slice(new, 1, k, k + 1)
+        if reduction == "none":
+            part = e.add(part, e.static(np.zeros(result.shape, np.float32), part.dtype))
+        else:
+            part = e.binary(_COMBINE[reduction], result, part)
+        result = e.select(here, part, result)
+    return e.reshape(result, data.shape)
 
 
 def _scatter_by_select(e: Emitter, node: ir.Node, data: Tensor, updates: Tensor, axis: int, reduction: str) -> None:
@@ -217,12 +261,6 @@ def _place(e: Emitter, data: Tensor, updates: Tensor, targets: Array, reduction:
     flat = np.ravel_multi_index(tuple(targets.T), data.shape)
     result = e.reshape(data, (size,))
     remaining = list(enumerate(flat.tolist()))
-    ops = {
-        "add": "ElementWiseAdd",
-        "mul": "ElementWiseMultiply",
-        "max": "ElementWiseMaximum",
-        "min": "ElementWiseMinimum",
-    }
     while remaining:  # each round writes a position at most once, so that duplicates keep their order
         now: dict[int, int] = {}
         later = []
@@ -236,7 +274,7 @@ def _place(e: Emitter, data: Tensor, updates: Tensor, targets: Array, reduction:
         for place, source in now.items():
             gather[place], mask[place] = source, True
         picked = e.emit("Gather", [updates, e.static(gather, DType.INT_32)], [e.temp((size,), updates.dtype)], axis=0)
-        new = picked if reduction == "none" else e.binary(ops[reduction], result, picked)
+        new = picked if reduction == "none" else e.binary(_COMBINE[reduction], result, picked)
         result = e.select(e.static(mask, DType.BOOL_8), new, result)
         remaining = later
     return e.reshape(result, data.shape)
@@ -247,7 +285,7 @@ def scatter_nd(e: Emitter, node: ir.Node) -> None:
     """Write slices at index tuples.
 
     data: T[*D], indices: int[*I,k], updates: T[*I,*E] -> y: T[*D]
-    T: any; reduction none, add, mul; max and min with constant indices
+    T: any; reduction none, add, mul; max and min with constant indices, or up to 256 run-time ones
     """
     reduction = node.attributes.get_string("reduction", "none")
     data, updates = e.get(node.inputs[0]), e.get(node.inputs[2])
@@ -268,7 +306,22 @@ def scatter_nd(e: Emitter, node: ir.Node) -> None:
         targets = np.concatenate([np.repeat(known, len(tails), 0), np.tile(tails, (len(known), 1))], 1)
         e.bind(node.outputs[0], _place(e, data, e.reshape(updates, (len(targets),)), targets, reduction))
 
-    e.forms(native, placed)
+    def compared() -> None:
+        """Index tuples as one number into the flattened leading axes."""
+        lead, inner = data.shape[:width], int(np.prod(data.shape[width:]))
+        indices = indices_of(e, node.inputs[1], np.array(lead, np.int64))
+        count = int(np.prod(indices.shape[:-1]))
+        rows, number = e.reshape(indices, (count, width)), None
+        for i in range(width):
+            part = e.mul(e.slice(rows, 1, i, i + 1), int(np.prod(lead[i + 1 :])))
+            number = part if number is None else e.add(number, part)
+        assert number is not None
+        wide = e.add(number, e.static(np.zeros((count, inner), np.int32)))
+        table = e.reshape(data, (int(np.prod(lead)), inner))
+        y = _scatter_by_compare(e, table, wide, e.reshape(updates, (count, inner)), 0, reduction)
+        e.bind(node.outputs[0], e.reshape(y, data.shape))
+
+    e.forms(native, placed, compared)
 
 
 @lowers("OneHot")
