@@ -11,7 +11,7 @@ CONFORMANCE_OUT ?= results/conformance
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup demo check lint unit test test-all conformance bench fuzz sbom wheel clean
+.PHONY: help setup demo check lint unit test test-all conformance bench fuzz sbom wheel docs-api clean
 .DELETE_ON_ERROR:
 
 help:
@@ -23,6 +23,7 @@ help:
 	@echo "make conformance  the ONNX backend tests over all three paths; writes docs/op-coverage.md"
 	@echo "make bench        cost against bare C calls and ONNX Runtime's QNN provider"
 	@echo "make fuzz         mutated model files against every loader"
+	@echo "make docs-api     writes docs/api.md from the docstrings"
 	@echo "make sbom wheel clean"
 
 setup: $(READY)
@@ -69,6 +70,9 @@ fuzz: $(READY)
 
 sbom: $(READY)
 	$(BIN)/python tools/sbom.py
+
+docs-api: $(READY)
+	$(BIN)/python -m tools.api
 
 wheel: $(READY)
 	$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation -w dist .

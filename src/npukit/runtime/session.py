@@ -98,8 +98,12 @@ class Session:
         NpukitError: the file, backend, graph or device cannot be used; subclasses say which.
 
     Example:
-        >>> with Session("model.dlc") as session:  # doctest: +SKIP
-        ...     outputs = session.run({"x": image})
+        >>> with npukit.Session("digits.dlc") as session:
+        ...     [info.name for info in session.inputs], session.backend
+        ...     outputs = session.run({"image": np.zeros((1, 1, 8, 8), np.float32)})
+        (['image'], 'qnn-cpu')
+        >>> outputs["scores"].shape, outputs["scores"].dtype
+        ((1, 10), dtype('float32'))
     """
 
     def __init__(
@@ -253,6 +257,12 @@ class Session:
         """`run` in the background; runs are executed in the order they were asked for.
 
         The arrays must not change until the future is done. Faults in the inputs are raised here, at once.
+
+        Example:
+            >>> with npukit.Session("digits.dlc") as session:
+            ...     future = session.run_async({"image": np.load("image.npy")})
+            ...     int(future.result()["scores"].argmax())
+            6
         """
         arrays = gather(self._in, inputs, self._description.ignored)
         with self._lock:
@@ -276,6 +286,14 @@ class Session:
         Raises:
             UsageError: own buffers with a session in a worker, or free dimensions.
             InputError: lists every buffer that does not fit.
+
+        Example:
+            >>> with npukit.Session("digits.dlc") as session:
+            ...     binding = session.bind()
+            ...     binding.inputs["image"][...] = np.load("image.npy")
+            ...     binding.run()
+            ...     int(binding.outputs["scores"].argmax())
+            6
         """
         self._check_open()
         if not host.Buffers.possible(self._description):

@@ -87,7 +87,9 @@ def compile(options: CompileOptions) -> CompileResult:  # noqa: A001 - the verb 
         NpukitError: the DLC is broken, the chip cannot hold an op (all are listed), a library is missing or died.
 
     Example:
-        >>> npukit.compile("model.dlc", "model.bin", target="sm8650")  # doctest: +SKIP
+        >>> result = npukit.compile("digits.dlc", output="digits.bin", target="sm8650")
+        >>> result.graphs, result.arch, result.sidecar.name
+        (('digits',), 75, 'digits.bin.npukit.json')
     """
     with isolated(in_process=options.in_process, timeout=options.timeout) as call:
         result: CompileResult = call("npukit.verbs.compile:_compile", options)

@@ -213,7 +213,9 @@ def convert(options: ConvertOptions) -> ConvertResult:
             library is missing or died.
 
     Example:
-        >>> npukit.convert("model.onnx", "model.dlc", input_shapes={"x": (1, 3, 224, 224)})  # doctest: +SKIP
+        >>> result = npukit.convert("digits.onnx", output="new.dlc", target="qnn-cpu", random=1)
+        >>> result.path.name, result.converted.stamp.verified, result.exit_code
+        ('new.dlc', 'yes', 0)
     """
     from npukit.targets import resolve
 

@@ -36,7 +36,7 @@ def diff(options: DiffOptions) -> Difference:
         NpukitError: a file is missing, broken or of no known kind.
 
     Example:
-        >>> npukit.diff("old.dlc", "new.dlc").same  # doctest: +SKIP
+        >>> npukit.diff("digits.dlc", "digits.dlc").same
         True
     """
     with isolated(in_process=options.in_process, timeout=options.timeout) as call:

@@ -91,8 +91,8 @@ def doctor(options: DoctorOptions) -> DoctorResult:
     """Look for Qualcomm's libraries and try each backend on a small graph.
 
     Example:
-        >>> [row["state"] for row in npukit.doctor().backends]  # doctest: +SKIP
-        ['works', 'works', 'works']
+        >>> [row["backend"] for row in npukit.doctor(run=False).backends]
+        ['ort', 'qnn-cpu', 'qnn-htp']
     """
     from npukit.qnn.api import libraries
 

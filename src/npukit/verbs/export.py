@@ -79,8 +79,9 @@ def export(options: ExportOptions) -> ExportResult:
         NpukitError: the file is no DLC or is broken; the output cannot be written.
 
     Example:
-        >>> npukit.export("model.dlc", "model.onnx").kept  # doctest: +SKIP
-        {}
+        >>> result = npukit.export("digits.dlc", output="back.onnx")
+        >>> result.graph, result.kept
+        ('digits', {})
     """
     with isolated(in_process=options.in_process, timeout=options.timeout) as call:
         result: ExportResult = call("npukit.verbs.export:_export", options)

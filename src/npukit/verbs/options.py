@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -137,9 +138,20 @@ def verb(options: type) -> Callable[[Callable[..., R]], Callable[..., R]]:
                 chosen = _build(options, function.__name__, args, fields)
             return function(chosen)
 
+        call.__signature__ = _signature(options)  # type: ignore[attr-defined]
         return call
 
     return decorate
+
+
+def _signature(options: type) -> inspect.Signature:
+    """What `help` shows of a verb: the fields of its options as parameters."""
+    parameters = []
+    for name, (field, _) in specs(options).items():
+        default = field.default_factory() if field.default_factory is not dataclasses.MISSING else field.default
+        default = inspect.Parameter.empty if default is dataclasses.MISSING else default
+        parameters.append(inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=default))
+    return inspect.Signature(parameters)
 
 
 def _build(options: type, name: str, args: tuple[Any, ...], fields: dict[str, Any]) -> Any:

@@ -119,7 +119,9 @@ def run(options: RunOptions) -> RunResult:
         NpukitError: a file, an input or an option is wrong; a library is missing or died.
 
     Example:
-        >>> npukit.run("model.dlc", inputs=["x=x.npy"]).outputs[0]["y"]  # doctest: +SKIP
+        >>> result = npukit.run("digits.dlc", inputs=["image=image.npy"])
+        >>> result.backend, result.outputs[0]["scores"].shape
+        ('qnn-cpu', (1, 10))
     """
     from npukit.runtime.session import Session
 

@@ -70,7 +70,9 @@ def verify(options: VerifyOptions) -> Verification:
         NpukitError: a file, an input or an option is wrong; a library is missing or died.
 
     Example:
-        >>> npukit.verify("model.dlc", against="model.onnx").passed  # doctest: +SKIP
+        >>> result = npukit.verify("digits.dlc", against="digits.onnx", inputs=["image.npy"])
+        >>> result.passed, result.outputs[0].metrics.sqnr_db > 60
+        (True, True)
     """
     if options.against is None:
         raise UsageError("a reference is needed", where="--against", hint="give the source model: --against model.onnx")
