@@ -36,6 +36,7 @@ VERBS: dict[str, tuple[str, str, str, str]] = {
     "compile": ("npukit.verbs.compile", "CompileOptions", "compile", "Compile a DLC to a context binary for a chip."),
     "run": ("npukit.verbs.run", "RunOptions", "run", "Run a model on inputs and save its outputs."),
     "verify": ("npukit.verbs.verify", "VerifyOptions", "verify", "Compare a model's outputs with a reference's."),
+    "bench": ("npukit.verbs.bench", "BenchOptions", "bench", "Measure how long models take to load and to run."),
     "inspect": ("npukit.verbs.inspect", "InspectOptions", "inspect", "Show what a model or artifact holds."),
     "diff": ("npukit.verbs.diff", "DiffOptions", "diff", "Show what differs between two models or artifacts."),
     "export": ("npukit.verbs.export", "ExportOptions", "export", "Turn a DLC into an ONNX model."),
