@@ -4,10 +4,11 @@
 
 Memory is looked at after a first tenth, when caches and pools have filled, and at the end. What may be left:
 
-- runs: 2 MB in all. One lost 64-byte object a run would be 0.6 MB over 10,000 runs, one lost input of the digits
-  network (256 bytes) 2.5 MB; allocators move by less than 1 MB.
-- sessions: 8 kB a cycle in this process. QNN CPU keeps about 2 kB a backend (shared/reference/qnn_more.md section
-  11); a lost graph of the digits network would be over 100 kB. In a worker the library's memory goes with it.
+- runs: 1 MB in all. One lost input of the network (256 bytes) a run would be 2.5 MB over 10,000 runs, a lost array
+  object 1.1 MB; allocators were seen to move by up to 0.1 MB.
+- sessions: 2 MB, and from 125 cycles on 16 kB for each, in this process: what a library keeps for a backend (QNN CPU
+  1 to 2 kB, shared/reference/qnn_more.md section 11) plus the spread of the allocators. A lost graph with its weights
+  would be over 25 kB. In a worker the library's memory goes with it.
 - descriptors and threads: none.
 """
 
@@ -28,10 +29,12 @@ from typing import Any
 import numpy as np
 
 import npukit
+from benchmarks import models
 from npukit.analysis.samples import generate
 
-RUN_BYTES = 2_000_000
-CYCLE_BYTES = 8_000
+RUN_BYTES = 1_000_000
+CYCLE_BYTES = 16_000
+LEAST_BYTES = 2_000_000
 DIGITS = Path(__file__).parents[1] / "examples" / "digits" / "digits.onnx"
 
 
@@ -74,8 +77,16 @@ class Growth:
         )
 
 
-def soak(name: str, step: Callable[[], Any], count: int, allowed: int, *, pids: Callable[[], list[int]]) -> Growth:
-    """Call `step` `count` times after a tenth more as warm-up.
+def soak(
+    name: str,
+    step: Callable[[], Any],
+    count: int,
+    allowed: int,
+    *,
+    pids: Callable[[], list[int]],
+    warmup: int | None = None,
+) -> Growth:
+    """Call `step` `count` times after a warm-up.
 
     Args:
         name: for the report.
@@ -83,9 +94,10 @@ def soak(name: str, step: Callable[[], Any], count: int, allowed: int, *, pids: 
         count: how often.
         allowed: bytes that may be left at the end.
         pids: the processes whose memory and descriptors count.
+        warmup: calls before; a tenth of `count`, at least 10, where None.
     """
     start = time.perf_counter()
-    for _ in range(max(10, count // 10)):
+    for _ in range(max(10, count // 10) if warmup is None else warmup):
         step()
     before = _state(pids())
     for _ in range(count):
@@ -125,7 +137,7 @@ def soak_runs(model: Path, backend: str, count: int, *, in_process: bool = False
         return soak(f"Session.run, {backend}, {place}", step, count, RUN_BYTES, pids=lambda: pids)
 
 
-def soak_sessions(model: Path, backend: str, count: int, *, in_process: bool) -> Growth:
+def soak_sessions(model: Path, backend: str, count: int, *, in_process: bool, warmup: int | None = None) -> Growth:
     """`count` times: open a session, run it, close it."""
     with npukit.Session(model, backend=backend) as session:
         (feeds,) = generate(session.inputs, 1).runs
@@ -136,7 +148,7 @@ def soak_sessions(model: Path, backend: str, count: int, *, in_process: bool) ->
 
     place = "in process" if in_process else "worker"
     name = f"open, run, close, {backend}, {place}"
-    return soak(name, step, count, max(RUN_BYTES, CYCLE_BYTES * count), pids=lambda: [os.getpid()])
+    return soak(name, step, count, max(LEAST_BYTES, CYCLE_BYTES * count), pids=lambda: [os.getpid()], warmup=warmup)
 
 
 def soak_threads(model: Path, backend: str, sessions: int, threads: int, count: int, *, in_process: bool) -> int:
@@ -177,11 +189,12 @@ def main(arguments: list[str] | None = None) -> int:
     share = parser.parse_args(arguments).share
     failed = False
     with tempfile.TemporaryDirectory(prefix="npukit-soak-") as folder:
-        dlc = Path(folder, "digits.dlc")
+        dlc, small = Path(folder, "digits.dlc"), Path(folder, "small.dlc")
         npukit.convert(DIGITS, dlc, verify=False)
+        npukit.convert(models.make(Path(folder), 20_000, "linear").onnx, small, verify=False)
         runs = [
-            (dlc, "qnn-cpu", 10_000, False), (dlc, "qnn-cpu", 10_000, True), (DIGITS, "ort", 10_000, False),
-            (DIGITS, "ort", 10_000, True), (dlc, "qnn-htp", 2_000, False),
+            (small, "qnn-cpu", 10_000, False), (small, "qnn-cpu", 10_000, True), (DIGITS, "ort", 10_000, False),
+            (DIGITS, "ort", 10_000, True), (dlc, "qnn-htp", 2_000, False), (dlc, "qnn-cpu", 1_000, True),
         ]  # fmt: skip
         cycles = [
             (dlc, "qnn-cpu", 1_000, True), (DIGITS, "ort", 1_000, True), (dlc, "qnn-htp", 50, True),
@@ -201,7 +214,7 @@ def main(arguments: list[str] | None = None) -> int:
             for sessions in (1, 2):
                 for here in (False, True):
                     count = int(2_000 * share)
-                    wrong = soak_threads(dlc, backend, sessions, 4, count, in_process=here)
+                    wrong = soak_threads(small, backend, sessions, 4, count, in_process=here)
                     failed |= bool(wrong)
                     place = "in process" if here else "worker"
                     what = f"4 threads, {sessions} session(s), {backend}, {place}"
