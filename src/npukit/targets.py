@@ -121,7 +121,12 @@ QUIRKS: dict[str, Quirk] = {
         Quirk("gather_nd_needs_batch_dims", "GatherNd without batch_dims fails in graphAddNode (6000)", _CPU, _RUN),
         Quirk("is_nan_counts_infinity", "IsNan is true for infinities", _HTP, _RUN),
         Quirk("gather_nd_constant_batches_wrong", "GatherNd with batch_dims and constant indices", _HTP, _RUN),
-        Quirk("select_beyond_four_axes_aborts", "Select of INT_32 over five axes ends the process", _CPU, _RUN),
+        Quirk(
+            "integer_broadcast_beyond_four_axes_wrong",
+            "INT_32 over five axes or more with broadcasting: Add ends the process, Subtract gives wrong numbers",
+            _CPU,
+            _RUN,
+        ),
         Quirk("five_axes_at_most", "no op takes a tensor of more than five axes", _HTP, _RUN),
         Quirk("mixed_float_widths_refused", "FLOAT_16 and FLOAT_32 may not meet in one op without Cast", _HTP, _RUN),
     )

@@ -20,7 +20,7 @@ import numpy as np
 import onnx_ir as ir
 
 from npukit.lowering.registry import Refused, Unsupported
-from npukit.lowering.views import emit_beyond, merged_shape
+from npukit.lowering.views import SPREAD, emit_beyond, merged_shape, spread
 from npukit.qnn.graph import Array, DType, Encoding, Graph, Held, Op, Param, Tensor, TensorKind
 from npukit.qnn.names import Names
 from npukit.qnn.opdefs import integer_range, opdef
@@ -377,6 +377,8 @@ class Emitter:
                     raise NeedsFloat(f"{op_type} makes an intermediate that has no encoding")
         if any(tensor is not None and tensor.rank > self.max_rank for tensor in (*inputs, *outputs)):
             return emit_beyond(self, op_type, inputs, outputs, params)
+        if op_type in SPREAD and outputs[0].rank > 4 and "integer_broadcast_beyond_four_axes_wrong" in self.quirks:
+            inputs = spread(self, inputs, outputs[0])
         made = {name: as_param(op_type, name, value) for name, value in params.items() if value is not None}
         source = self.node.name if self.node is not None and self.node.name else op_type
         op = Op(self._fresh(source), op_type, list(inputs), list(outputs), made, origin=(source,))

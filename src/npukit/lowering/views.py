@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from npukit.lowering.registry import Unsupported
-from npukit.qnn.graph import Tensor
+from npukit.qnn.graph import DType, Tensor
 
 if TYPE_CHECKING:
     from npukit.lowering.emitter import Emitter
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 _PER_ELEMENT = frozenset(
     ("Cast", "Convert", "Quantize", "Dequantize", "Relu", "Sigmoid", "Tanh", "Elu", "Gelu", "Relu6")
 )
+
+SPREAD = frozenset(("ElementWiseAdd", "ElementWiseSubtract"))  # see the quirk integer_broadcast_beyond_four_axes_wrong
 
 
 def merged_shape(shape: Sequence[int], rank: int) -> tuple[int, ...]:
@@ -60,6 +62,19 @@ def emit_beyond(
         return e.emit("Reshape", [inner], [out])
     rank = max(t.rank for t in (*inputs, *outputs) if t is not None)
     raise Unsupported(f"{op_type} over {rank} axes", f"at most {e.max_rank} axes", "backend refused")
+
+
+def spread(e: Emitter, inputs: Sequence[Tensor | None], out: Tensor) -> list[Tensor | None]:
+    """INT_32 operands brought to the result's shape by a product with ones, which broadcasts right."""
+    found: list[Tensor | None] = []
+    for t in inputs:
+        if t is None or t.dtype is not DType.INT_32 or t.shape == out.shape:
+            found.append(t)
+        elif t.data is not None:
+            found.append(e.static(np.broadcast_to(t.data, out.shape).copy(), t.dtype))
+        else:
+            found.append(e.mul(t, e.static(np.ones(out.shape, np.int32))))
+    return found
 
 
 def _reduced(e: Emitter, op_type: str, x: Tensor, axes: list[int]) -> Tensor:
