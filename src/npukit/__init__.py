@@ -20,6 +20,7 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 if TYPE_CHECKING:
     from npukit.errors import NpukitError
     from npukit.runtime.session import Session
+    from npukit.verbs.bench import bench
     from npukit.verbs.compile import compile
     from npukit.verbs.convert import convert
     from npukit.verbs.diff import diff
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "NpukitError": "npukit.errors",
     "Session": "npukit.runtime.session",
+    "bench": "npukit.verbs.bench",
     "compile": "npukit.verbs.compile",
     "convert": "npukit.verbs.convert",
     "diff": "npukit.verbs.diff",
@@ -47,6 +49,7 @@ __all__ = [
     "NpukitError",
     "Session",
     "__version__",
+    "bench",
     "compile",
     "convert",
     "diff",

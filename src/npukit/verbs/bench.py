@@ -129,7 +129,9 @@ def bench(options: BenchOptions) -> BenchResult:
         NpukitError: a model cannot be opened or run; a range of an integer input is needed.
 
     Example:
-        >>> npukit.bench(["model.dlc"], backends=["qnn-cpu", "ort"]).rows[0].p50  # doctest: +SKIP
+        >>> result = npukit.bench("digits.onnx", runs=20)
+        >>> result.rows[0].backend, result.rows[0].runs
+        ('ort', 20)
     """
     if not options.models:
         raise UsageError("at least one model is needed")
