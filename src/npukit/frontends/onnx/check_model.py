@@ -14,7 +14,7 @@ import onnx
 
 from npukit.errors import Fault, nearest
 from npukit.frontends.onnx.replace_contrib import IN_AI_ONNX
-from npukit.frontends.onnx.rewrite import NEWEST, newest_version, schema_of
+from npukit.frontends.onnx.rewrite import newest_version, schema_of
 
 # More bits than any machine holds: a shape that asks for it is broken.
 MAX_BITS = 1 << 47
@@ -88,12 +88,55 @@ def check_model(model: onnx.ModelProto) -> list[Fault]:
     if not model.HasField("graph"):
         check.fault("there is no graph", "model", "is this an ONNX model?")
         return check.faults
+    _check_texts(check, model)
+    if check.faults:
+        return check.faults
     versions = _versions(check, model.opset_import)
     check.functions = {(f.domain, f.name) for f in model.functions}
     _check_graph(check, model.graph, set(), versions, "graph")
     for function in model.functions:
         _check_function(check, function, versions)
     return check.faults
+
+
+def _check_texts(check: _Check, model: onnx.ModelProto) -> None:
+    """Names must be text: protobuf hands out bytes for what is not UTF-8."""
+
+    def look(where: str, *texts: object) -> None:
+        if any(isinstance(text, bytes) for text in texts):
+            check.fault("a name is not UTF-8 text", where)
+
+    def look_nodes(nodes: Iterable[onnx.NodeProto], where: str) -> None:
+        for i, node in enumerate(nodes):
+            label = f"{where} node #{i}"
+            look(label, node.name, node.op_type, node.domain, node.overload, *node.input, *node.output)
+            for attr in node.attribute:
+                look(label, attr.name, attr.ref_attr_name, attr.t.name if attr.HasField("t") else "")
+                for text in (attr.s, *attr.strings):
+                    try:
+                        text.decode()
+                    except UnicodeDecodeError:
+                        check.fault(f"attribute {attr.name!r} is not UTF-8 text", label)
+                if attr.HasField("g"):
+                    look_graph(attr.g, label)
+                for graph in attr.graphs:
+                    look_graph(graph, label)
+
+    def look_graph(graph: onnx.GraphProto, where: str) -> None:
+        look(where, graph.name)
+        for value in (*graph.input, *graph.output, *graph.value_info):
+            dims = value.type.tensor_type.shape.dim
+            look(where, value.name, *(d.dim_param for d in dims if d.HasField("dim_param")))
+        for tensor in (*graph.initializer, *(s.values for s in graph.sparse_initializer)):
+            look(where, tensor.name, *(x for e in tensor.external_data for x in (e.key, e.value)))
+        look_nodes(graph.node, where)
+
+    look("model", model.producer_name, model.domain, *(i.domain for i in model.opset_import))
+    look_graph(model.graph, "graph")
+    for function in model.functions:
+        look("functions", function.name, function.domain, *function.input, *function.output, *function.attribute)
+        look("functions", *(i.domain for i in function.opset_import))
+        look_nodes(function.node, "functions")
 
 
 def _versions(check: _Check, imports: Iterable[onnx.OperatorSetIdProto]) -> dict[str, int]:
@@ -103,6 +146,10 @@ def _versions(check: _Check, imports: Iterable[onnx.OperatorSetIdProto]) -> dict
         if versions.setdefault(domain, entry.version) != entry.version:
             check.fault(f"two versions of domain {domain!r} are imported", "opset_import")
         known = newest_version(domain)
+        if not 1 <= entry.version < 1 << 31:
+            check.fault(f"{entry.version} is not an opset version", f"opset_import of {domain or 'ai.onnx'!r}")
+            versions[domain] = known
+            continue
         if domain in ("", "ai.onnx.ml") and not 1 <= entry.version <= known:
             check.fault(
                 f"opset {entry.version} of domain {domain or 'ai.onnx'!r} is not known (1 to {known} are)",
@@ -113,7 +160,6 @@ def _versions(check: _Check, imports: Iterable[onnx.OperatorSetIdProto]) -> dict
         if check.model.ir_version >= 3 and check.model.graph.node:
             check.fault("no opset_import: the ops have no version", "model")
         versions[""] = 1
-    versions.setdefault("", NEWEST)
     return versions
 
 
@@ -149,7 +195,8 @@ def _check_graph(
         elif name in seen:
             check.fault(f"initializer {name!r} appears twice", where)
         seen.add(name)
-        check_tensor(check.fault, tensor, f"initializer {name!r}")
+        if check_tensor(check.fault, tensor, f"initializer {name!r}") and name in names:
+            _check_default(check, next(v for v in graph.input if v.name == name), tensor)
     for sparse in graph.sparse_initializer:
         if sparse.values.name in seen:
             check.fault(f"initializer {sparse.values.name!r} appears twice", where)
@@ -190,6 +237,18 @@ def _check_type(check: _Check, value: onnx.ValueInfoProto, where: str, *, requir
         check.fault(f"a shape of {dims} is larger than any memory", where)
 
 
+def _check_default(check: _Check, value: onnx.ValueInfoProto, tensor: onnx.TensorProto) -> None:
+    """An initializer of an input's name is its default value: it must be of the input's type."""
+    declared = value.type.tensor_type
+    if declared.elem_type not in (0, tensor.data_type):
+        kinds = [onnx.TensorProto.DataType.Name(kind) for kind in (tensor.data_type, declared.elem_type)]
+        check.fault(f"is {kinds[0]}, the input of this name is {kinds[1]}", f"initializer {tensor.name!r}")
+    dims = [d.dim_value if d.WhichOneof("value") == "dim_value" else -1 for d in declared.shape.dim]
+    fits = len(dims) == len(tensor.dims) and all(a == b or a < 0 for a, b in zip(dims, tensor.dims, strict=True))
+    if declared.HasField("shape") and not fits:
+        check.fault(f"has shape {list(tensor.dims)}, the input of this name {dims}", f"initializer {tensor.name!r}")
+
+
 def check_tensor(fault: object, tensor: onnx.TensorProto, where: str) -> bool:
     """Check dtype, dims and the amount of data of one tensor (external data: elsewhere). True when sound."""
     report = fault if callable(fault) else print  # keeps mypy calm about the callback's exact type
@@ -211,13 +270,17 @@ def check_tensor(fault: object, tensor: onnx.TensorProto, where: str) -> bool:
             report("strings cannot be external data", where)
             return False
         return True
+    name, per = next(
+        ((f, kinds[tensor.data_type]) for f, kinds in _FIELDS.items() if tensor.data_type in kinds),
+        ("int32_data", 1),
+    )
+    for other in (*_FIELDS, "int32_data"):
+        if other != name and len(getattr(tensor, other)):
+            report(f"holds values in {other}, where {onnx.TensorProto.DataType.Name(tensor.data_type)} has none", where)
+            return False
     if tensor.HasField("raw_data"):
         expected, found, unit = tensor_bytes(tensor.data_type, tensor.dims), len(tensor.raw_data), "bytes"
     else:
-        name, per = next(
-            ((f, kinds[tensor.data_type]) for f, kinds in _FIELDS.items() if tensor.data_type in kinds),
-            ("int32_data", 1),
-        )
         expected, found, unit = count * per, len(getattr(tensor, name)), f"elements in {name}"
         if _BITS[tensor.data_type] < 8 and found != count:
             expected = (count * _BITS[tensor.data_type] + 7) // 8
@@ -326,14 +389,13 @@ def _check_node(
     if (node.domain, node.op_type) in check.functions:
         return
     if domain not in versions:
-        if domain:
-            check.fault(f"domain {domain!r} is not imported", label, "add it to the model's opset_import")
+        check.fault(f"domain {domain or 'ai.onnx'!r} is not imported", label, "add it to the model's opset_import")
         return
     schema = schema_of(domain, node.op_type, versions[domain])
     if schema is None:
         if not domain and node.op_type not in IN_AI_ONNX:
             hint = nearest(node.op_type, _known_ops(0)) if node.op_type not in _known_ops(0) else ""
-            check.fault(f"opset {versions['']} has no op {node.op_type!r}", label, hint)
+            check.fault(f"opset {versions[domain]} has no op {node.op_type!r}", label, hint)
         return
     inputs, outputs = len(node.input), len(node.output)
     if not schema.min_input <= inputs <= schema.max_input:

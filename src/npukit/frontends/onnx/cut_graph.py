@@ -4,11 +4,17 @@
 
 from __future__ import annotations
 
+import logging
+
 import onnx_ir as ir
 
 from npukit.errors import Fault, ModelError, nearest
+from npukit.frontends.onnx.infer_shapes import InferenceFailed, infer_node
 from npukit.frontends.onnx.options import LoadOptions
 from npukit.frontends.onnx.rewrite import drop_dead
+
+
+log = logging.getLogger(__name__)
 
 
 def cut_graph(model: ir.Model, options: LoadOptions) -> list[str]:
@@ -40,7 +46,9 @@ def cut_graph(model: ir.Model, options: LoadOptions) -> list[str]:
     if options.outputs:
         graph.outputs[:] = [values[n] for n in options.outputs]
     if options.inputs:
-        _cut_inputs(graph, [values[n] for n in options.inputs])
+        cut = [values[n] for n in options.inputs]
+        _infer_types(graph, cut)
+        _cut_inputs(graph, cut)
     removed = drop_dead(graph)
     if options.inputs:
         open_inputs = [v for v in graph.inputs if v.name not in options.inputs and (v.uses() or v.is_graph_output())]
@@ -55,6 +63,20 @@ def cut_graph(model: ir.Model, options: LoadOptions) -> list[str]:
         graph.inputs[:] = [v for v in graph.inputs if v.uses() or v.is_graph_output()]
     kept = {v.name for v in graph.inputs}
     return [f"input {n}" for n in before if n not in kept] + sorted(removed)
+
+
+def _infer_types(graph: ir.Graph, values: list[ir.Value]) -> None:
+    """Find dtypes and shapes (symbolic ones too) of the tensors to cut at, where the source does not note them."""
+    missing = {v for v in values if v.type is None or v.shape is None}
+    for node in graph:
+        if not missing:
+            return
+        missing -= set(node.outputs)
+        if any(v.type is None or v.shape is None for v in node.outputs):
+            try:
+                infer_node(node)
+            except InferenceFailed as error:
+                log.debug("%s %r: %s", node.op_type, node.name, error)
 
 
 def _cut_inputs(graph: ir.Graph, values: list[ir.Value]) -> None:

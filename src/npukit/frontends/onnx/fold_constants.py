@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -217,10 +218,33 @@ def fold_node(node: ir.Node) -> list[Array] | None:
     return _evaluate(node, values)
 
 
+def _held_bytes(value: ir.Value) -> int:
+    """Bytes that a constant really takes: a broadcast view repeats its elements without holding them."""
+    tensor = value.const_value
+    if tensor is None:
+        return 0
+    if not isinstance(tensor, ir.Tensor) or not isinstance(tensor.raw, np.ndarray):
+        return int(tensor.nbytes)
+    array = tensor.raw
+    held = (d for d, stride in zip(array.shape, array.strides, strict=True) if stride)
+    return math.prod(held) * int(array.itemsize)
+
+
+def _short_range(values: list[ir.Value | None]) -> bool:
+    """The length of a Range is in its values, not in any shape."""
+    bounds = [constant(v) for v in values]
+    if len(bounds) != 3 or any(b is None or b.size != 1 or b.dtype.kind not in "iuf" for b in bounds):
+        return False
+    start, limit, step = (float(b.reshape(())) for b in bounds if b is not None)
+    return step != 0 and (limit - start) / step <= MAX_BYTES / 8
+
+
 def _affordable(node: ir.Node, values: list[ir.Value | None]) -> bool:
-    if node.op_type in _VIEWS:
+    if node.op_type in _VIEWS and node.op_type not in ("Expand", "ConstantOfShape"):
         return True
-    made_from = sum(v.const_value.nbytes for v in values if v is not None and v.const_value is not None)
+    if node.op_type == "Range" and not _short_range(values):
+        return False
+    made_from = sum(_held_bytes(v) for v in values if v is not None)
     total = 0
     for output in node.outputs:
         shape = shape_of(output)
@@ -236,7 +260,7 @@ def _evaluate(node: ir.Node, values: list[ir.Value | None]) -> list[Array] | Non
         arrays = [constant(v) for v in values]
         try:
             result = direct(node, arrays)  # type: ignore[arg-type]
-        except (ValueError, IndexError, TypeError, OverflowError, KeyError, AttributeError) as error:
+        except (ValueError, IndexError, TypeError, OverflowError, KeyError, AttributeError, MemoryError) as error:
             log.debug("%s %r: %s", node.op_type, node.name, error)
             result = None
         if result is not None:

@@ -26,8 +26,11 @@ def freeze_inputs(model: ir.Model, options: LoadOptions) -> None:
         name = value.name or ""
         wanted = options.input_shapes.get(name)
         if not isinstance(value.type, ir.TensorType):
-            kind = type(value.type).__name__ if value.type is not None else "unknown"
-            faults.append(Fault(f"is a {kind}, not a tensor", f"input {name!r}", "cut the graph with --input"))
+            if value.type is None:
+                what, hint = "its dtype cannot be found out", "cut the graph at another tensor"
+            else:
+                what, hint = f"is a {type(value.type).__name__}, not a tensor", "cut the graph after it (--input)"
+            faults.append(Fault(what, f"input {name!r}", hint))
             continue
         dims = None if value.shape is None else [_plain(d) for d in value.shape.dims]
         if wanted is not None:

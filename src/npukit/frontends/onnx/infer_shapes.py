@@ -98,7 +98,10 @@ def infer_node(node: ir.Node) -> None:
         if tensor is not None and tensor.size <= MAX_DATA and tensor.dtype != ir.DataType.STRING:
             # scales and sizes are read as floats or integers; other dtypes never steer a shape
             data[value.name or ""] = onnx.numpy_helper.from_array(np.asarray(tensor.numpy(), order="C"), value.name)
-    proto = ir.serde.serialize_node(node)
+    try:
+        proto = ir.serde.serialize_node(node)
+    except ir.serde.SerdeError as error:
+        raise InferenceFailed(f"its attributes cannot be written: {_clean(str(error.__cause__ or error))}") from None
     for i, output in enumerate(node.outputs):
         if i < len(proto.output) and not output.name:
             proto.output[i] = ""
@@ -109,7 +112,7 @@ def infer_node(node: ir.Node) -> None:
         result = onnx.shape_inference.infer_node_outputs(
             schema, proto, types, data, opset_imports=imports, ir_version=onnx.IR_VERSION
         )
-    except (onnx.shape_inference.InferenceError, RuntimeError, ValueError) as error:
+    except (onnx.shape_inference.InferenceError, onnx.checker.ValidationError, RuntimeError, ValueError) as error:
         raise InferenceFailed(_clean(str(error))) from None
     for output in node.outputs:
         found = result.get(output.name or "")

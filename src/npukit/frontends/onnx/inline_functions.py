@@ -18,12 +18,16 @@ def inline_functions(model: ir.Model) -> None:
     """Replace every call of a model-local function by its body, nested calls included.
 
     Raises:
-        ModelError: functions that call one another in a circle, or whose expansion is unreasonably large.
+        ModelError: functions that call one another in a circle, whose expansion is unreasonably large, or that are written for
+            another opset than the model.
     """
     if not model.functions:
         return
     _check_size(model)
-    InlinePass()(model)
+    try:
+        InlinePass()(model)
+    except ValueError as error:  # a body written for another opset than the model, above all
+        raise ModelError(f"the model's functions cannot be inlined: {error}") from error
     model.functions.clear()
     used: set[str] = set()
     for number, node in enumerate(model.graph.all_nodes()):

@@ -12,6 +12,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import numpy as np
 import onnx_ir as ir
 
 from npukit.errors import Fault, ModelError
@@ -98,8 +99,6 @@ def constant_node(walk: Walk, node: ir.Node) -> bool:
     """Constant nodes become initializers."""
     if node.domain or node.op_type != "Constant":
         return False
-    import numpy as np
-
     for name, attr in node.attributes.items():
         if name == "value":
             walk.replace_by_constants(node, [attr.value])
@@ -128,6 +127,10 @@ def upgrade(walk: Walk, node: ir.Node) -> bool:
     builder = walk.builder(node)
     try:
         values = upgrade_ops.upgrade_node(builder, node)
+    except (TypeError, ValueError, KeyError, IndexError, AttributeError, OverflowError) as error:
+        log.debug("upgrade of %s %r", node.op_type, node.name, exc_info=error)
+        walk.fault(node, f"its attributes or inputs do not fit its opset ({version_of(node)})")
+        return True
     except Unsupported as error:
         walk.fault(node, f"opset {version_of(node)} form cannot be expressed in opset {newest_version('')}: {error}")
         node.version = newest_version(node.domain)
@@ -147,10 +150,25 @@ def fold(walk: Walk, node: ir.Node) -> bool:
     return True
 
 
+def spread(walk: Walk, node: ir.Node) -> bool:
+    """A ConstantOfShape too large to fold is an Expand of one element."""
+    if node.domain or node.op_type != "ConstantOfShape" or node.inputs[0] is None or node.inputs[0].const_value is None:
+        return False
+    tensor = attribute(node, "value")
+    element = np.zeros((), np.float32) if tensor is None else tensor.numpy().reshape(())
+    builder = walk.builder(node)
+    value = builder.op("Expand", builder.const(element, "element"), node.inputs[0])
+    replace_node(walk.graph, node, builder.nodes, [value])
+    return True
+
+
 def infer(walk: Walk, node: ir.Node) -> bool:
     """Shapes and dtypes of the outputs."""
-    for sentence in allowed_types(node):
-        walk.fault(node, sentence)
+    sentences = allowed_types(node)
+    if sentences:
+        for sentence in sentences:
+            walk.fault(node, sentence)
+        return True
     try:
         infer_node(node)
     except InferenceFailed as error:
@@ -182,6 +200,7 @@ def specialize(model: ir.Model, extra_rules: tuple[Rule, ...] = ()) -> Walk:
         resolve_control_flow,
         infer,
         fold,
+        spread,
         *extra_rules,
     )
     for node in model.graph:

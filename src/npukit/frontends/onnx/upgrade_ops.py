@@ -209,10 +209,17 @@ def selu_constants(builder: Builder, node: ir.Node) -> None:
 
 
 @upgrades("LpPool", "GlobalLpPool", before=2)
-@upgrades("LpNormalization", before=1)
 def integer_p(builder: Builder, node: ir.Node) -> None:
     """p: float -> int."""
     _set(node, p=int(attribute(node, "p", 2.0)))
+
+
+@upgrades("RNN", "GRU", "LSTM", before=7)
+def recurrent_outputs(builder: Builder, node: ir.Node) -> None:
+    """output_sequence said whether output 0 is made; the outputs say so themselves. One default was misspelled."""
+    _pop(node, "output_sequence")
+    if attribute(node, "direction") == "foward":
+        _set(node, direction="forward")
 
 
 @upgrades("GridSample", before=20)
