@@ -524,3 +524,12 @@ def test_the_pipeline_says_why() -> None:
     names = [name for name, _, _ in PIPELINE]
     assert names == ["prepare", "inline", "cut", "freeze", "specialize", "simplify", "recognize", "finish"]
     assert all(reason for _, _, reason in PIPELINE)
+
+
+def test_functions_of_another_opset_than_the_model() -> None:
+    model = parse("g (float[2,3] x) => (float[2,1] y) { y = f.f0(x) }", f=1)
+    nodes = [helper.make_node("ReduceSum", ["a"], ["b"], axes=[1])]
+    model.functions.append(helper.make_function("f", "f0", ["a"], ["b"], nodes, [helper.make_opsetid("", 11)]))
+    result = load(model)
+    assert ops(result) == ["ReduceSum"]
+    assert result.model.graph.outputs[0].shape == [2, 1]

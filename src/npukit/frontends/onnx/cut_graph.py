@@ -13,7 +13,6 @@ from npukit.frontends.onnx.infer_shapes import InferenceFailed, infer_node
 from npukit.frontends.onnx.options import LoadOptions
 from npukit.frontends.onnx.rewrite import drop_dead
 
-
 log = logging.getLogger(__name__)
 
 

@@ -226,7 +226,7 @@ def _held_bytes(value: ir.Value) -> int:
     if not isinstance(tensor, ir.Tensor) or not isinstance(tensor.raw, np.ndarray):
         return int(tensor.nbytes)
     array = tensor.raw
-    held = (d for d, stride in zip(array.shape, array.strides, strict=True) if stride)
+    held = [int(d) for d, stride in zip(array.shape, array.strides, strict=True) if stride]
     return math.prod(held) * int(array.itemsize)
 
 

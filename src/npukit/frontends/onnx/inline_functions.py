@@ -18,16 +18,15 @@ def inline_functions(model: ir.Model) -> None:
     """Replace every call of a model-local function by its body, nested calls included.
 
     Raises:
-        ModelError: functions that call one another in a circle, whose expansion is unreasonably large, or that are written for
-            another opset than the model.
+        ModelError: functions that call one another in a circle, or whose expansion is unreasonably large.
     """
     if not model.functions:
         return
     _check_size(model)
-    try:
-        InlinePass()(model)
-    except ValueError as error:  # a body written for another opset than the model, above all
-        raise ModelError(f"the model's functions cannot be inlined: {error}") from error
+    for function in model.functions.values():
+        # every node knows its own opset since prepare_graph, so a body of another opset than the model's is no conflict
+        function.opset_imports.update({d: v for d, v in model.opset_imports.items() if d in function.opset_imports})
+    InlinePass()(model)
     model.functions.clear()
     used: set[str] = set()
     for number, node in enumerate(model.graph.all_nodes()):
