@@ -80,21 +80,27 @@ def _median(costs: list[Cost]) -> dict[str, float]:
     return {key: statistics.median(cost[key] for cost in found) for key in found[0]}
 
 
-def fixed_and_slope(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def fixed_and_slope(results: list[dict[str, Any]], goal: float) -> list[dict[str, Any]]:
     """For each kind, what a further byte of weights costs npukit against the bare program, and what is fixed.
 
     Between the smallest and the largest model: the difference of ours over the difference of the bare program's;
-    fixed is what ours takes more than that line says for the smallest.
+    fixed is what ours takes more for the smallest. `from` is the size from which ours is within `goal` times the
+    bare program's, if both grow as a line does between the two; None where that never happens.
     """
     rows = []
     for kind in dict.fromkeys(r["kind"] for r in results):
         of_kind = sorted((r for r in results if r["kind"] == kind), key=lambda r: r["weight_bytes"])
-        small, large = of_kind[0]["tools"], of_kind[-1]["tools"]
-        if small is large:
+        if len(of_kind) < 2:
             continue
+        small, large = of_kind[0]["tools"], of_kind[-1]["tools"]
+        least, most = of_kind[0]["weight_bytes"], of_kind[-1]["weight_bytes"]
         row: dict[str, Any] = {"kind": kind}
         for key in ("wall", "cpu", "peak"):
-            row[f"{key}_slope"] = (large[OURS][key] - small[OURS][key]) / (large[BARE][key] - small[BARE][key])
+            ours, bare = (large[name][key] - small[name][key] for name in (OURS, BARE))
+            row[f"{key}_slope"] = ours / bare
             row[f"{key}_fixed"] = small[OURS][key] - small[BARE][key]
+            above = small[OURS][key] - goal * small[BARE][key]
+            room = (goal * bare - ours) / (most - least)  # what each further byte leaves for it
+            row[f"{key}_from"] = max(0, least + above / room) if room > 0 else None
         rows.append(row)
     return rows

@@ -115,9 +115,12 @@ def _state(pids: list[int]) -> tuple[int, int, int]:
 
 
 def _resident(pid: int) -> int:
-    """Bytes of private resident memory: mapped files come and go with the page cache."""
-    status = Path(f"/proc/{pid}/status").read_text()
-    return int(status.partition("RssAnon:")[2].split()[0]) * 1024
+    """Bytes of anonymous resident memory: mapped files come and go with the page cache.
+
+    Counted page by page; what /proc/PID/status says may lag by some hundred kB on newer kernels.
+    """
+    rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
+    return int(rollup.partition("Anonymous:")[2].split()[0]) * 1024
 
 
 def soak_runs(model: Path, backend: str, count: int, *, in_process: bool = False) -> Growth:

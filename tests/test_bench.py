@@ -113,6 +113,10 @@ def test_fixed_cost_and_slope() -> None:
         tools = {name: dict.fromkeys(("wall", "cpu", "peak"), cost) for name, cost in costs.items()}
         return {"kind": "linear", "weight_bytes": size, "tools": tools}
 
-    (row,) = conversions.fixed_and_slope([result(1000, 10.0, 12.5), result(10, 1.0, 2.6)])
+    (row,) = conversions.fixed_and_slope([result(1000, 10.0, 12.5), result(10, 1.0, 2.6)], 1.3)
     assert row["wall_fixed"] == pytest.approx(1.6)
     assert row["wall_slope"] == pytest.approx(1.1)
+    enough = row["wall_from"]
+    assert 2.6 + 9.9 * (enough - 10) / 990 == pytest.approx(1.3 * (1.0 + 9.0 * (enough - 10) / 990))
+    (row,) = conversions.fixed_and_slope([result(1000, 10.0, 20.0), result(10, 1.0, 2.0)], 1.3)
+    assert row["wall_from"] is None
