@@ -7,12 +7,14 @@ Checking a model is the same pass: nothing here writes a file or needs weights i
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
-from npukit.errors import Fault, LoweringError, nearest
+from npukit.errors import Fault, LoweringError, NpukitError, nearest
+from npukit.frontends.onnx.contradiction import contradiction
 from npukit.frontends.onnx.expand_functions import expand_functions, has_body
 from npukit.lowering.emitter import Emitter, Validator, channel_last, dtype_name
 from npukit.lowering.layout import clean
@@ -21,6 +23,8 @@ from npukit.lowering.registry import Unsupported, lowers
 from npukit.lowering.views import merged_shape
 from npukit.qnn.graph import Array, DType, Graph, Held, Tensor, TensorKind
 from npukit.targets import Target
+
+log = logging.getLogger(__name__)
 
 _FLOAT_BITS = {32: DType.FLOAT_32, 16: DType.FLOAT_16}
 
@@ -150,6 +154,11 @@ def _lower(
             faults.append(_fault(node, fault))
             failed.append(node)
             _poison(emitter, node.outputs)
+        except NpukitError:
+            raise
+        except Exception as error:  # noqa: BLE001 - a lowering reads what the model declares, and that may not fit
+            faults.append(_contradicted(node, error))
+            _poison(emitter, node.outputs)
     if not faults:
         faults = _outputs(emitter, source, options)
     if faults:
@@ -210,6 +219,15 @@ def _runs_quantized(emitter: Emitter, node: ir.Node) -> bool:
 
 def _fault(node: ir.Node, fault: Unsupported) -> Fault:
     return Fault(f"{fault.reason} [{fault.kind}]", f"{node.op_type} {node.name!r}", fault.hint)
+
+
+def _contradicted(node: ir.Node, error: Exception) -> Fault:
+    """The fault of a node that a lowering stumbled over, if no runtime runs it either; else `error` is ours."""
+    reason = f"a number beyond what QNN holds ({error})" if isinstance(error, OverflowError) else contradiction(node)
+    if not reason:
+        raise error
+    log.debug("lowering %s %r", node.op_type, node.name, exc_info=error)
+    return Fault(f"its inputs, attributes and shapes do not fit: {reason}", f"{node.op_type} {node.name!r}")
 
 
 def _poison(emitter: Emitter, values: Sequence[ir.Value]) -> None:

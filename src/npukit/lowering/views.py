@@ -41,6 +41,8 @@ def emit_beyond(
     assert x is not None
     if op_type == "Reshape":
         source = e.base(x)
+        if source.rank > e.max_rank:  # what a node that failed would have made
+            raise Unsupported(f"a tensor of {source.rank} axes")
         if out.rank <= e.max_rank:
             return e.emit("Reshape", [source], [out])
         e.add_view(out, source)
