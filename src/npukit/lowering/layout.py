@@ -3,7 +3,8 @@
 """The layout pass: what order-tracking while lowering leaves is cleaned here.
 
 Consecutive Transposes become one (or none), consecutive Reshapes become one, ops that nothing reads go. A Transpose
-in front of a flattening FullyConnected goes into the columns of its weight.
+in front of a flattening FullyConnected goes into the columns of its weight, a Batchnorm behind a convolution into
+the convolution's kernel and bias, an added row behind a FullyConnected without bias into that bias.
 With `nhwc_io`, a Transpose that only turns an input or output of the graph is dropped and the tensor's `held`
 says so.
 """
@@ -23,9 +24,86 @@ if TYPE_CHECKING:
 
 def clean(graph: Graph, *, nhwc_io: bool, emitter: Emitter | None = None) -> Graph:
     """Apply all clean-ups until nothing changes; the graph's inputs and outputs keep their order."""
-    while _merge(graph) or _fold_flatten(graph) or (nhwc_io and _turn_io(graph)) or _drop_dead(graph):
+    while (
+        _merge(graph)
+        or _fold_batchnorm(graph)
+        or _fold_bias(graph)
+        or _fold_flatten(graph)
+        or (nhwc_io and _turn_io(graph))
+        or _drop_dead(graph)
+    ):
         pass
     return graph
+
+
+def _fold_batchnorm(graph: Graph) -> bool:
+    """Conv -> Batchnorm, all float constants: the kernel is scaled per output channel, the bias moved."""
+    makers = {id(tensor): op for op in graph.ops for tensor in op.outputs}
+    readers = _readers(graph)
+    outputs = {id(tensor) for tensor in graph.outputs}
+    changed = False
+    for norm in [op for op in graph.ops if op.type == "Batchnorm"]:
+        source, scale, shift = norm.inputs
+        conv = makers.get(id(source))
+        if conv is None or source is None or conv.type not in _SCALED_CONVOLUTIONS:
+            continue
+        if len(readers[id(source)]) > 1 or id(source) in outputs:
+            continue
+        kernel, bias = conv.inputs[1], conv.inputs[2]
+        parts = [kernel, bias, scale, shift]
+        if any(t is None or t.data is None or t.encoding is not None for t in parts):
+            continue
+        assert kernel is not None and bias is not None and scale is not None and shift is not None  # noqa: PT018
+        assert kernel.data is not None and bias.data is not None  # noqa: PT018
+        assert scale.data is not None and shift.data is not None  # noqa: PT018
+        factor = scale.data
+        conv.inputs[1] = replace(kernel, name=f"{kernel.name}_scaled", data=kernel.data * factor, held=None)
+        conv.inputs[2] = replace(bias, name=f"{bias.name}_moved", data=bias.data * factor + shift.data, held=None)
+        conv.outputs[0] = norm.outputs[0]
+        conv.origin += norm.origin
+        graph.ops.remove(norm)
+        changed = True
+    return changed
+
+
+_SCALED_CONVOLUTIONS = frozenset(("Conv2d", "DepthWiseConv2d", "Conv3d"))  # output channels are the kernel's last axis
+
+
+def _fold_bias(graph: Graph) -> bool:
+    """FullyConnected with a zero bias (-> Reshape) -> ElementWiseAdd of one constant row: the row is the bias."""
+    makers = {id(tensor): op for op in graph.ops for tensor in op.outputs}
+    readers = _readers(graph)
+    outputs = {id(tensor) for tensor in graph.outputs}
+    for add in graph.ops:
+        if add.type != "ElementWiseAdd":
+            continue
+        for source, row in (add.inputs, add.inputs[::-1]):
+            chain = _chain_to_product(makers, source)
+            if source is None or row is None or not chain or row.data is None or row.encoding is not None:
+                continue
+            product = chain[-1]
+            bias, width = product.inputs[2], source.shape[-1]
+            alone = all(len(readers[id(op.outputs[0])]) == 1 and id(op.outputs[0]) not in outputs for op in chain)
+            flat = row.data.size == width and row.shape[-1] == width and add.outputs[0].shape == source.shape
+            if not alone or not flat or bias is None or bias.data is None or bias.encoding is not None:
+                continue
+            if bias.data.any() or product.outputs[0].shape[-1] != width:
+                continue
+            product.inputs[2] = replace(row, shape=(width,), data=row.data.reshape(width), held=None)
+            chain[0].outputs[0] = add.outputs[0]
+            product.origin += add.origin
+            graph.ops.remove(add)
+            return True
+    return False
+
+
+def _chain_to_product(makers: dict[int, Op], tensor: Tensor | None) -> list[Op]:
+    """The ops from the one that makes `tensor` back to a FullyConnected: itself, or a Reshape behind it."""
+    op = makers.get(id(tensor))
+    if op is not None and op.type == "Reshape" and len(op.inputs) == 1:
+        behind = makers.get(id(op.inputs[0]))
+        return [op, behind] if behind is not None and behind.type == "FullyConnected" else []
+    return [op] if op is not None and op.type == "FullyConnected" else []
 
 
 def _fold_flatten(graph: Graph) -> bool:

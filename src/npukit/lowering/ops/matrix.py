@@ -72,8 +72,6 @@ def matmul_(e: Emitter, node: ir.Node) -> None:
 
     def connected() -> None:
         """A constant matrix b: FullyConnected with b transposed, rows flattened."""
-        if not known or len(b_shape) != 2 or not a_shape:
-            raise Unsupported("FullyConnected has a constant matrix")
         a = e.get(node.inputs[0])
         w = e.get(node.inputs[1], (1, 0))
         bias = bias_of(e, None, a, w, b_shape[1])
@@ -88,8 +86,6 @@ def matmul_(e: Emitter, node: ir.Node) -> None:
         e.emit("Reshape", [flat], [out])
 
     def direct() -> None:
-        if len(a_shape) < 2 or len(b_shape) < 2:
-            raise Unsupported("a vector operand")
         a, b = e.get(node.inputs[0]), e.get(node.inputs[1])
         if len(b_shape) < len(a_shape):
             b = e.reshape(b, (1,) * (len(a_shape) - len(b_shape)) + b_shape, axis=_axis_after(b, len(a_shape)))
@@ -97,11 +93,12 @@ def matmul_(e: Emitter, node: ir.Node) -> None:
             raise Unsupported("MatMul does not broadcast on a target")
         matmul(e, a, b, e.output(y))
 
-    e.forms(
-        connected,
-        direct,
-        lambda: e.bind(y, _product(e, e.get(node.inputs[0]), e.get(node.inputs[1]), a_shape, b_shape)),
-    )
+    def composed() -> None:
+        e.bind(y, _product(e, e.get(node.inputs[0]), e.get(node.inputs[1]), a_shape, b_shape))
+
+    matrices = len(a_shape) >= 2 and len(b_shape) >= 2
+    first = [connected] if known and len(b_shape) == 2 else []
+    e.forms(*first, *([direct] if matrices else []), composed)
 
 
 def _axis_after(b: Tensor, rank: int) -> int | None:

@@ -128,7 +128,7 @@ def layer_normalization(e: Emitter, node: ir.Node) -> None:
     wanted = [output for output in node.outputs[1:] if output.name and (output.uses() or output.is_graph_output())]
 
     def quantized() -> None:
-        if not e.quantized or wanted or axis != rank - 1:
+        if wanted or axis != rank - 1:
             raise Unsupported("the quantized form is over the last axis")
         beta = e.constant(bias_value) if bias_value is not None else np.zeros(tail, np.float32)
         if beta is None:
@@ -152,10 +152,10 @@ def layer_normalization(e: Emitter, node: ir.Node) -> None:
         e.bind(node.outputs[0], e.reshape(out, x.shape))
 
     def composed() -> None:
-        source = e.reshape(x, flat)
-        mean = reduced(e, "ReduceMean", source, [1])
+        source = x if axis == rank - 1 else e.reshape(x, flat)
+        mean = reduced(e, "ReduceMean", source, [source.rank - 1])
         centred = e.sub(source, mean)
-        variance = reduced(e, "ReduceMean", e.mul(centred, centred), [1])
+        variance = reduced(e, "ReduceMean", e.mul(centred, centred), [source.rank - 1])
         inverse = e.div(1.0, e.unary("ElementWiseSquareRoot", e.add(variance, epsilon)))
         y = e.mul(e.reshape(e.mul(centred, inverse), x.shape), scale)
         e.bind(node.outputs[0], e.add(y, e.get(bias_value)) if bias_value is not None else y)
@@ -163,7 +163,8 @@ def layer_normalization(e: Emitter, node: ir.Node) -> None:
             if output.name:
                 e.bind(output, e.reshape(tensor, e.shape(output)))
 
-    e.forms(quantized, lambda: native(True), lambda: native(False), composed)
+    forms = [quantized] if e.quantized else [lambda: native(True), lambda: native(False), composed]
+    e.forms(*forms)
 
 
 @lowers("RMSNormalization")
@@ -181,7 +182,7 @@ def rms_normalization(e: Emitter, node: ir.Node) -> None:
     flat = (int(np.prod(x.shape[:axis])), tail)
 
     def quantized() -> None:
-        if not e.quantized or axis != rank - 1 or "rms_norm_epsilon_outside_root" in e.quirks:
+        if axis != rank - 1 or "rms_norm_epsilon_outside_root" in e.quirks:
             raise Unsupported("the quantized form is over the last axis")
         y = e.output(node.outputs[0])
         inputs = [x, unsigned(e, scale), symmetric_32(e, np.zeros(tail))]
@@ -203,12 +204,13 @@ def rms_normalization(e: Emitter, node: ir.Node) -> None:
         e.bind(node.outputs[0], e.reshape(out, x.shape))
 
     def composed() -> None:
-        source = e.reshape(x, flat)
-        square = reduced(e, "ReduceMean", e.mul(source, source), [1])
+        source = x if axis == rank - 1 else e.reshape(x, flat)
+        square = reduced(e, "ReduceMean", e.mul(source, source), [source.rank - 1])
         y = e.div(source, e.unary("ElementWiseSquareRoot", e.add(square, epsilon)))
         e.bind(node.outputs[0], e.mul(e.reshape(y, x.shape), scale))
 
-    e.forms(quantized, lambda: native(True), lambda: native(False), composed)
+    forms = [quantized] if e.quantized else [lambda: native(True), lambda: native(False), composed]
+    e.forms(*forms)
 
 
 @lowers("LRN")

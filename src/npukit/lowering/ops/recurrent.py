@@ -53,6 +53,16 @@ def _activation(name: str, alpha: float | None, beta: float | None) -> Activatio
     return table[name.lower()]
 
 
+def split(e: Emitter, x: Tensor, axis: int, count: int) -> list[Tensor]:
+    """Cut x into `count` equal parts along an axis."""
+    if count == 1:
+        return [x]
+    size = x.shape[axis] // count
+    parts = [e.temp((*x.shape[:axis], size, *x.shape[axis + 1 :]), x.dtype) for _ in range(count)]
+    e.emit("Split", [x], parts, axis=axis, split_index=[size * k for k in range(1, count)])
+    return parts
+
+
 @dataclass(frozen=True)
 class _Direction:
     """What one direction of a recurrent node computes with."""
@@ -125,19 +135,13 @@ class _Recurrent:
         half = self.gates * self.hidden
         return self.e.slice(row, 0, 0, half), self.e.slice(row, 0, half, 2 * half)
 
-    def gate(self, x: Tensor, index: int) -> Tensor:
-        """One gate's part of [batch, gates * hidden]."""
-        if self.gates == 1:
-            return x
-        return self.e.slice(x, x.rank - 1, index * self.hidden, (index + 1) * self.hidden)
-
     def projected(self, direction: _Direction, bias: Tensor | None) -> list[Tensor]:
         """Give x_t W' (+ bias) for every step in the order of the loop: [batch, gates * hidden] each."""
         e, w = self.e, self.weight(1, direction.index)
         rows = e.reshape(self.x, (self.time * self.batch, self.width))
         product = matmul(e, rows, w, transpose_b=True)
         product = e.add(product, bias) if bias is not None else product
-        steps = [e.slice(product, 0, t * self.batch, (t + 1) * self.batch) for t in range(self.time)]
+        steps = split(e, product, 0, self.time)
         return steps[::-1] if direction.reverse else steps
 
     def limited(self, x: Tensor) -> Tensor:
@@ -207,7 +211,7 @@ def lstm(e: Emitter, node: ir.Node) -> None:
         hs = []
         for step, x in enumerate(loop.projected(direction, bias)):
             gates = e.add(x, matmul(e, h, r, transpose_b=True))
-            i, o, forget, cell = (loop.gate(gates, k) for k in range(4))
+            i, o, forget, cell = split(e, gates, 1, 4)
             if p is not None:
                 i, forget = e.add(i, e.mul(p[0], c)), e.add(forget, e.mul(p[2], c))
             i, forget = f(e, loop.limited(i)), f(e, loop.limited(forget))
@@ -248,7 +252,7 @@ def gru(e: Emitter, node: ir.Node) -> None:
             zr = e.add(e.slice(x, 1, 0, 2 * size), matmul(e, h, r_zr, transpose_b=True))
             zr = e.add(zr, rb_zr) if rb_zr is not None else zr
             zr = f(e, loop.limited(zr))
-            z, reset = e.slice(zr, 1, 0, size), e.slice(zr, 1, size, 2 * size)
+            z, reset = split(e, zr, 1, 2)
             share = matmul(e, h if before else e.mul(reset, h), r_h, transpose_b=True)
             share = e.add(share, rb_h) if rb_h is not None else share
             share = e.mul(reset, share) if before else share
