@@ -49,7 +49,7 @@ def contradiction(node: ir.Node) -> str:
 
 
 # A runtime that lacks the op says nothing about the node: the next one is asked.
-_LACKING = ("NOT_IMPLEMENTED", "not supported", "is not a registered function/op", "No Op registered", "No implementation")
+_LACKING = ("NOT_IMPLEMENTED", "not supported", "not a registered function/op", "No Op registered", "No implementation")
 
 
 def _said(error: Exception) -> str:
