@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from fuzz import corpus, execute, report
+from fuzz import corpus, execute, hostile, report
 from npukit.worker import Pool
 
 _OUT = Path(__file__).resolve().parents[1] / "results" / "fuzz"
@@ -36,6 +36,7 @@ def main() -> int:
     parser.add_argument("--case", help="make and judge only this case (kind:index), and keep its files")
     parser.add_argument("--out", type=Path, default=_OUT, help="results folder [%(default)s]")
     parser.add_argument("--markdown", type=Path, help="write the report here too")
+    parser.add_argument("--keep-classes", action="store_true", help="write each failure class to tests/hostile")
     options = parser.parse_args()
     kinds = [kind for kind in corpus.KINDS if kind in options.kinds.split(",")]
     options.out.mkdir(parents=True, exist_ok=True)
@@ -43,6 +44,9 @@ def main() -> int:
         return _one(options)
     run = Run(kinds, options.count, options.seed, options.seeds, options.jobs, options.time_limit, options.out)
     run.go(lambda text: (sys.stdout.write(text + "\n"), sys.stdout.flush()))
+    if options.keep_classes:
+        kept, left_out = hostile.collect(run)
+        sys.stdout.write(f"{kept} failure classes kept in {hostile.FOLDER}, {left_out} left out\n")
     text = report.page(run)
     sys.stdout.write(text)
     if options.markdown:

@@ -204,8 +204,8 @@ def _npy(rng: random.Random, data: bytes) -> bytes:
     size = int.from_bytes(data[8:10], "little")
     text, body = data[10 : 10 + size].decode("latin-1"), data[10 + size :]
     swaps = [("'<f4'", "'|O'"), ("'<f4'", "'<f8'"), ("'<f4'", "'>f4'"), ("'<f4'", "'<U5'"), ("'<f4'", "'V4'"),
-             ("<f4", "x"), ("False", "True"), ("(", "(-1, "), ("(", "(0, "), ("(", "(99999999999999999999, "), ("'descr'", "'d'"),
-             ("(", "__import__('os').system("), ("{", "{" * 300), ("}", ""), ("'<f4'", "[('a', '<f4')]"),
+             ("<f4", "x"), ("False", "True"), ("(", "(-1, "), ("(", "(0, "), ("(", "(99999999999999999999, "),
+             ("'descr'", "'d'"), ("(", "__import__('os').system("), ("{", "{" * 300), ("}", ""), ("'<f4'", "[('a', '<f4')]"),
              ("(", f"({rng.choice(INTEGERS)}, ")]  # fmt: skip
     old, new = rng.choice(swaps)
     head = text.replace(old, new, 1).encode("latin-1")[:0xFFFF]

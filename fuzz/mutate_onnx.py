@@ -245,7 +245,8 @@ def _external(rng: random.Random, model: onnx.ModelProto) -> None:
     entry = rng.choice(tensor.external_data)
     if entry.key == "location":
         entry.value = rng.choice(("../weights.bin", "/etc/passwd", "", ".", "a/../../b", "weights.bin/x", "w\0",
-                                  "no.bin", "model.onnx", "C:\\w", "..\\w", "x" * 5000, "/dev/zero", "./weights.bin"))  # fmt: skip
+                                  "no.bin", "model.onnx", "C:\\w", "..\\w", "x" * 5000, "/dev/zero",
+                                  "./weights.bin"))  # fmt: skip
     elif rng.random() < 0.2:
         entry.key = rng.choice(("offset", "length", "location", "checksum", ""))
     else:
