@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
 CLASSES = {"run", "slow", "double", "device"}
 _FENCE = re.compile(r"^```(\w+)(?: +(\w+))?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
@@ -38,25 +38,28 @@ def blocks() -> Iterator[Block]:
             yield Block(page, line, match[1], match[2] or "", match[3])
 
 
-def _parameters(kind: str) -> list[object]:
-    return [
-        pytest.param(b, id=f"{b.page.name}:{b.line}") for b in blocks() if b.kind == kind and b.language in _COMMANDS
-    ]
-
-
 _COMMANDS = {"bash": ["bash", "-euo", "pipefail", "-c"], "python": [sys.executable, "-c"]}
 
 
-def _run(block: Block, folder: Path) -> None:
+def _pages(kind: str) -> list[object]:
+    """Each page with blocks of this class as one test: its blocks build on one another."""
+    found = {b.page for b in blocks() if b.kind == kind and b.language in _COMMANDS}
+    return [pytest.param(page, id=str(page.relative_to(ROOT))) for page in PAGES if page in found]
+
+
+def _run_page(page: Path, kinds: set[str], folder: Path) -> None:
+    """Run the blocks of a page in order, in one folder with the demo's files."""
     for file in (ROOT / "examples" / "digits").iterdir():
         if file.is_file():
             shutil.copy(file, folder)
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    command = [*_COMMANDS[block.language], block.text]
-    result = subprocess.run(
-        command, cwd=folder, env={**os.environ, "PATH": path}, capture_output=True, text=True, timeout=600
-    )
-    assert result.returncode == 0, f"{block.text}\n{result.stdout}\n{result.stderr}"
+    for block in blocks():
+        if block.page == page and block.kind in kinds and block.language in _COMMANDS:
+            command = [*_COMMANDS[block.language], block.text]
+            result = subprocess.run(
+                command, cwd=folder, env={**os.environ, "PATH": path}, capture_output=True, text=True, timeout=600
+            )
+            assert result.returncode == 0, f"line {block.line}:\n{block.text}\n{result.stdout}\n{result.stderr}"
 
 
 def test_every_block_has_a_known_class() -> None:
@@ -64,19 +67,38 @@ def test_every_block_has_a_known_class() -> None:
 
 
 @pytest.mark.native
-@pytest.mark.parametrize("block", _parameters("run"))
-def test_documented_commands(block: Block, tmp_path: Path) -> None:
-    _run(block, tmp_path)
+@pytest.mark.parametrize("page", _pages("run"))
+def test_documented_commands(page: Path, tmp_path: Path) -> None:
+    _run_page(page, {"run"}, tmp_path)
 
 
 @pytest.mark.native
 @pytest.mark.slow
-@pytest.mark.parametrize("block", _parameters("slow"))
-def test_documented_long_commands(block: Block, tmp_path: Path) -> None:
-    _run(block, tmp_path)
+@pytest.mark.parametrize("page", _pages("slow"))
+def test_documented_long_commands(page: Path, tmp_path: Path) -> None:
+    _run_page(page, {"run", "slow"}, tmp_path)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def _anchors(page: Path) -> set[str]:
+    heads = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", head.lower()).replace(" ", "-") for head in heads}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_lead_somewhere(page: Path) -> None:
-    targets = re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text())
-    assert [t for t in targets if "://" not in t and not (page.parent / t).exists()] == []
+    faults = []
+    for target, anchor in re.findall(r"\]\(([^)#\s]*)(?:#([^)]*))?\)", page.read_text()):
+        if "://" in target:
+            continue
+        place = page.parent / target if target else page
+        if not place.exists():
+            faults.append(target)
+        elif anchor and place.suffix == ".md" and anchor not in _anchors(place):
+            faults.append(f"{target}#{anchor}")
+    assert faults == []
+
+
+def test_the_index_links_every_page() -> None:
+    index = ROOT / "docs" / "index.md"
+    linked = {(index.parent / t).resolve() for t in re.findall(r"\]\(([^)#]+)", index.read_text()) if "://" not in t}
+    assert [str(p.relative_to(ROOT)) for p in PAGES if p != index and p.resolve() not in linked] == []
