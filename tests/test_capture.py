@@ -93,6 +93,12 @@ def test_ctrl_c_in_a_callback_is_not_swallowed() -> None:
         table.recorder.check("m.dlc")
 
 
+def test_a_tensor_that_no_memory_holds_is_refused() -> None:
+    raw = marshal.tensor_to_c(Tensor("t", DType.FLOAT_32, (1 << 31, 1 << 31), TensorKind.APP_READ), KEEP)
+    with pytest.raises(ArtifactError, match="t: a tensor of shape .*, larger than any memory"):
+        capture.read_tensor(raw)
+
+
 def raw_tensor(**changes: int) -> c.Tensor:
     raw = marshal.tensor_to_c(scalar("t"), KEEP)
     for name, value in changes.items():

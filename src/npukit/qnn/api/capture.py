@@ -37,6 +37,7 @@ log = logging.getLogger(__name__)
 Array = npt.NDArray[np.generic]
 
 _MAX_RANK: Final = 32
+_MAX_BYTES: Final = 1 << 47
 _MAX_VALUES: Final = 1 << 40
 _COPY_BELOW: Final = 4096  # bytes; smaller values are copied, a view object costs as much
 _FAILED: Final = 1000  # what a callback answers when it refuses; composeGraphs then gives up with 1002
@@ -63,6 +64,8 @@ def read_tensor(raw: c.Tensor, data: Callable[[str, int, int], Array] | None = N
         raise ArtifactError(f"a tensor of rank {raw.rank}", where=name)
     shape = tuple(raw.dimensions[i] for i in range(raw.rank))
     dtype = _dtype(raw.dataType, name)
+    if math.prod(shape) * dtype.numpy.itemsize > _MAX_BYTES:
+        raise ArtifactError(f"a tensor of shape {list(shape)}, larger than any memory", where=name)
     tensor = Tensor(name, dtype, shape, _kind(raw.type, name), read_encoding(raw.quantizeParams, shape, name))
     if tensor.kind is TensorKind.STATIC and data is not None:
         tensor.data = _values(tensor, raw, data)
