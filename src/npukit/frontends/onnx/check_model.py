@@ -240,7 +240,7 @@ def _check_type(check: _Check, value: onnx.ValueInfoProto, where: str, *, requir
 def _check_default(check: _Check, value: onnx.ValueInfoProto, tensor: onnx.TensorProto) -> None:
     """An initializer of an input's name is its default value: it must be of the input's type."""
     declared = value.type.tensor_type
-    if declared.elem_type not in (0, tensor.data_type):
+    if declared.elem_type in _BITS and declared.elem_type != tensor.data_type:
         kinds = [onnx.TensorProto.DataType.Name(kind) for kind in (tensor.data_type, declared.elem_type)]
         check.fault(f"is {kinds[0]}, the input of this name is {kinds[1]}", f"initializer {tensor.name!r}")
     dims = [d.dim_value if d.WhichOneof("value") == "dim_value" else -1 for d in declared.shape.dim]
