@@ -127,7 +127,13 @@ QUIRKS: dict[str, Quirk] = {
             _CPU,
             _RUN,
         ),
-        Quirk("five_axes_at_most", "no op takes a tensor of more than five axes", _HTP, _RUN),
+        Quirk("five_axes_at_most", "ops refuse more than five axes (CPU: some, at seven)", _CPU | _HTP, _RUN),
+        Quirk(
+            "scatter_elements_takes_indices_for_data",
+            "ScatterElements steps through the data by the shape of the indices",
+            _CPU,
+            _RUN,
+        ),
         Quirk("mixed_float_widths_refused", "FLOAT_16 and FLOAT_32 may not meet in one op without Cast", _HTP, _RUN),
     )
 }

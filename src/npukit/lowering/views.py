@@ -104,9 +104,26 @@ def merged_transpose(e: Emitter, x: Tensor, perm: Sequence[int]) -> Tensor:
             groups[-1].append(axis)
         else:
             groups.append([axis])
-    if len(groups) > e.max_rank:
-        raise Unsupported(f"a Transpose of {len(groups)} axes", f"at most {e.max_rank} axes", "backend refused")
     sizes = [int(np.prod([x.shape[axis] for axis in group])) for group in groups]
     by_place = sorted(range(len(groups)), key=lambda i: groups[i][0])
-    merged = e.reshape(x, [sizes[i] for i in by_place])
-    return e.transpose(merged, [by_place.index(i) for i in range(len(groups))])
+
+    def direct() -> Tensor:
+        if len(groups) > e.max_rank:
+            raise Unsupported(f"a Transpose of {len(groups)} axes", f"at most {e.max_rank} axes", "backend refused")
+        merged = e.reshape(x, [sizes[i] for i in by_place])
+        return e.transpose(merged, [by_place.index(i) for i in range(len(groups))])
+
+    def stepwise() -> Tensor:  # one axis group after another is brought to its place, over four axes
+        result, left, done = x, list(by_place), 1
+        for i in range(len(groups)):
+            at = left.index(i)
+            before = int(np.prod([sizes[k] for k in left[:at]]))
+            after = int(np.prod([sizes[k] for k in left[at + 1 :]]))
+            if before > 1:
+                split = e.reshape(result, (done, before, sizes[i], after))
+                result = e.transpose(split, (0, 2, 1, 3))
+            left.remove(i)
+            done *= sizes[i]
+        return e.reshape(result, sizes)
+
+    return e.forms(direct, stepwise)

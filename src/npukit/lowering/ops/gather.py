@@ -97,6 +97,9 @@ def gather_elements(e: Emitter, node: ir.Node) -> None:
     """
     data = e.get(node.inputs[0])
     axis = axis_of(e, node.inputs[0], node.attributes.get_int("axis", 0), None)
+    for place, (size, count) in enumerate(zip(data.shape, e.shape(node.inputs[1]), strict=True)):
+        if place != axis and count < size:  # the indices leave out the end of the data
+            data = e.slice(data, place, 0, count)
     indices = indices_of(e, node.inputs[1], data.shape[axis])
 
     def native(x: Tensor, i: Tensor, at: int) -> None:
@@ -111,8 +114,6 @@ def gather_elements(e: Emitter, node: ir.Node) -> None:
         def lengths(shape: tuple[int, ...]) -> tuple[int, int, int]:
             return int(np.prod(shape[:axis])), shape[axis], int(np.prod(shape[axis + 1 :]))
 
-        if any(a != b for i, (a, b) in enumerate(zip(x.shape, indices.shape, strict=True)) if i != axis):
-            raise Unsupported("indices that leave out parts of the data")
         native(e.reshape(x, (1, *lengths(x.shape))), e.reshape(indices, (1, *lengths(indices.shape))), 2)
 
     e.forms(
@@ -186,9 +187,24 @@ def scatter_elements(e: Emitter, node: ir.Node) -> None:
     indices = indices_of(e, node.inputs[1], data.shape[axis])
 
     def native(x: Tensor, u: Tensor, mode: str) -> Tensor:
+        if x.shape[1:] != indices.shape[1:] and "scatter_elements_takes_indices_for_data" in e.quirks:
+            return flat(x, u, mode)
         return e.emit(
             "ScatterElements", [x, indices, u], [e.temp(x.shape, x.dtype, x.encoding)], axis=axis, reduction=mode
         )
+
+    def flat(x: Tensor, u: Tensor, mode: str) -> Tensor:
+        """Over one axis: an index becomes the element's place in the whole of the data."""
+        size, count = int(np.prod(x.shape)), int(np.prod(indices.shape))
+        strides = [int(np.prod(x.shape[i + 1 :])) for i in range(x.rank)]
+        others = np.indices(indices.shape, dtype=np.int32)
+        base = sum(others[i] * stride for i, stride in enumerate(strides) if i != axis)
+        line = e.reshape(indices, (count,))
+        offsets = e.static(np.broadcast_to(np.asarray(base, np.int32), indices.shape).reshape(count))
+        places = e.add(e.mul(line, strides[axis]), offsets)
+        out = e.temp((size,), x.dtype, x.encoding)
+        inputs = [e.reshape(x, (size,)), places, e.reshape(u, (count,))]
+        return e.reshape(e.emit("ScatterElements", inputs, [out], axis=0, reduction=mode), x.shape)
 
     def direct() -> None:
         if reduction not in _REDUCTIONS:

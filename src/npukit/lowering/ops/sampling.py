@@ -191,7 +191,11 @@ def grid_sample(e: Emitter, node: ir.Node) -> None:
             if mode == "nearest":
                 at = e.unary("ElementWiseRound", at)
             if padding == "border":
-                at = clipped(e, at, 0.0, size - 1.0)
+                near = clipped(e, at, 0.0, size - 1.0)
+                if mode in ("cubic", "bicubic") and not align:  # half a pixel beyond the last centre stays where it is
+                    inside = e.compare("ElementWiseEqual", at, clipped(e, at, -0.5, size - 0.5))
+                    near = e.select(inside, at, near)
+                at = near
             elif padding == "reflection":
                 at = _reflected(e, at, size, align)
             found = _GRID_TAPS[mode](e, at)
