@@ -165,7 +165,7 @@ NETWORKS: dict[str, Network] = {
         ),
         Network(
             "bilstm", "bidirectional LSTM",
-            Variant(lambda: language.lstm(16, 12, 2, 5), _sequence(16, 10), {"sequence": 10}),
+            Variant(lambda: language.lstm(16, 12, 2, 5), _sequence(16, 4), {"sequence": 4}),
             Variant(lambda: language.lstm(128, 256, 2, 32), _sequence(128, 50), {"sequence": 50}),
         ),
     )
