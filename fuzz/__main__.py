@@ -76,6 +76,7 @@ class Run:
         groups: failure class -> (how many, the smallest case and its bytes, its verdict).
         bad: verdicts that are bad.
         died: verdicts of contained deaths.
+        slow: the slowest cases, as (seconds, case).
         leftovers: what workers left in the temporary folder.
     """
 
@@ -89,6 +90,7 @@ class Run:
         self.groups: dict[str, tuple[int, execute.Case, execute.Verdict]] = {}
         self.bad: list[execute.Verdict] = []
         self.died: list[execute.Verdict] = []
+        self.slow: list[tuple[float, str]] = []
         self.leftovers: list[str] = []
         self.started = self.seconds = 0.0
         self.workers = 0
@@ -146,8 +148,11 @@ class Run:
                 if item is None:
                     return
                 case = execute.make(item[0], self.seeds[item[0]], self.number, item[1])
+                start = time.monotonic()
                 verdict = execute.judge(case, pool, folder)
+                seconds = time.monotonic() - start
                 with self._lock:
+                    self.slow = sorted([*self.slow, (seconds, case.name)], reverse=True)[:10]
                     self._count(case, verdict, say)
 
         threads = [threading.Thread(target=drain, args=(slot,)) for slot in range(self.jobs)]

@@ -205,8 +205,8 @@ def _npy(rng: random.Random, data: bytes) -> bytes:
     text, body = data[10 : 10 + size].decode("latin-1"), data[10 + size :]
     swaps = [("'<f4'", "'|O'"), ("'<f4'", "'<f8'"), ("'<f4'", "'>f4'"), ("'<f4'", "'<U5'"), ("'<f4'", "'V4'"),
              ("<f4", "x"), ("False", "True"), ("(", "(-1, "), ("(", "(0, "), ("(", "(99999999999999999999, "),
-             ("'descr'", "'d'"), ("(", "__import__('os').system("), ("{", "{" * 300), ("}", ""), ("'<f4'", "[('a', '<f4')]"),
-             ("(", f"({rng.choice(INTEGERS)}, ")]  # fmt: skip
+             ("'descr'", "'d'"), ("(", "__import__('os').system("), ("{", "{" * 300), ("}", ""),
+             ("'<f4'", "[('a', '<f4')]"), ("(", f"({rng.choice(INTEGERS)}, ")]  # fmt: skip
     old, new = rng.choice(swaps)
     head = text.replace(old, new, 1).encode("latin-1")[:0xFFFF]
     return data[:8] + len(head).to_bytes(2, "little") + head + body

@@ -53,6 +53,8 @@ def page(run: Run) -> str:
         lines.append(_row(run, kind))
     lines += ["", f"Distinct failure classes: {len(run.groups)}. Left in the temporary folder: "
               f"{', '.join(run.leftovers) or 'nothing'}."]  # fmt: skip
+    slowest = ", ".join(f"{case} {seconds:.1f} s" for seconds, case in run.slow)
+    lines += ["", f"Slowest: {slowest}."]
     for title, verdicts in (("Bad", run.bad), ("Deaths inside a native library, contained", run.died)):
         if verdicts:
             lines += ["", f"## {title}", ""]
