@@ -49,7 +49,8 @@ def test_right(case: OpCase, backend: str):
     feeds = case.feeds()
     wanted = dict(zip([name for name in case.outputs if name], case.reference(feeds), strict=True))
     with execute._executor(path, lowered.graph) as run:
-        outputs = run(feeds)
+        run(feeds)
+        outputs = run(feeds)  # some ops are right in the first run of a graph only
     assert len(outputs) + len(lowered.folded) == len(wanted)
     for tensor, got in zip(lowered.graph.outputs, outputs, strict=True):
         assert tensor.held is not None

@@ -235,6 +235,8 @@ _LPBQ = Encoding((1.0, 2.0), (0, 0), axis=3, block_scales=(1, 1), blocks_per_axi
         ("htp", _quantized("Conv2d", encoding=_AXIS, shape=(3, 3, 2, 2)), None),
         ("cpu", _quantized("FullyConnected", encoding=_AXIS, shape=(2, 2)), "first scale"),
         ("cpu", _quantized("FullyConnected", encoding=Encoding.per_tensor(1.0), shape=(2, 2)), None),
+        ("cpu", _quantized("Dequantize", encoding=_AXIS, shape=(2, 2)), "second run"),
+        ("htp", _quantized("Dequantize", encoding=_AXIS, shape=(2, 2)), None),
         ("htp", _quantized("FullyConnected", encoding=_AXIS, shape=(2, 2)), None),
         ("htp", _quantized("Conv2d", encoding=_LPBQ, shape=(3, 3, 2, 2), bias=True), "first tap"),
         ("htp", _quantized("Conv2d", encoding=_LPBQ, shape=(1, 1, 2, 2), bias=True), None),

@@ -231,10 +231,8 @@ class Emitter:
         tensor = self._held[value]
         order = self._order.get(id(tensor))
         if tensor.dtype.is_quantized and not as_codes:
-            if self.is_float(value):
-                tensor = self.emit("Dequantize", [tensor], [self.temp(tensor.shape, self.float_dtype)])
-            else:  # raw codes used as plain integers
-                tensor = self.cast(tensor, DType.INT_32)
+            # Where the source has integers, raw codes are used as such.
+            tensor = self._dequantized(tensor) if self.is_float(value) else self.cast(tensor, DType.INT_32)
         elif as_codes and not tensor.dtype.is_quantized:
             dtype, encoding = self._encodings[value]
             tensor = self.emit("Quantize", [tensor], [self.temp(tensor.shape, dtype, encoding)])
@@ -243,6 +241,22 @@ class Emitter:
             have, want = order or tuple(range(rank)), perm or tuple(range(rank))
             tensor = self.transpose(tensor, tuple(have.index(axis) for axis in want))
         return tensor
+
+    def _dequantized(self, tensor: Tensor) -> Tensor:
+        """The real values of codes: Dequantize, or where a target cannot run that twice, arithmetic on the codes."""
+
+        def native() -> Tensor:
+            return self.emit("Dequantize", [tensor], [self.temp(tensor.shape, self.float_dtype)])
+
+        def composed() -> Tensor:
+            encoding = tensor.encoding
+            # HTP casts other dtypes by their encoding instead of taking the codes.
+            if encoding is None or encoding.axis is not None or tensor.dtype is not DType.UFIXED_POINT_8:
+                raise Unsupported("only 8-bit codes with one scale are dequantized by arithmetic")
+            codes = self.cast(tensor, self.float_dtype)
+            return self.mul(self.add(codes, float(encoding.offset)), encoding.scale)
+
+        return self.forms(native, composed)
 
     def _static_value(self, value: ir.Value, perm: Perm | None, as_codes: bool) -> Tensor:
         name = self.names.fresh(value.name or "constant")

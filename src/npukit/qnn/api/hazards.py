@@ -61,6 +61,11 @@ def _per_channel_fully_connected(op: Op, sdk: tuple[int, ...]) -> str | None:
     return "QNN CPU uses the first scale of a per-channel FullyConnected weight for all channels: wrong numbers"
 
 
+def _dequantize(op: Op, sdk: tuple[int, ...]) -> str | None:
+    # Tried on QAIRT 2.47, x86-64, every input dtype, with new and with the same buffers.
+    return "QNN CPU's Dequantize writes its output in the first run of a graph only: zeros from the second run on"
+
+
 def _blockwise_convolution(op: Op, sdk: tuple[int, ...]) -> str | None:
     weight = _weight(op)
     if weight is None or weight.encoding is None or weight.encoding.kind != "BLOCKWISE_EXPANSION":
@@ -92,6 +97,7 @@ def _old_dlc_writer(op: Op, sdk: tuple[int, ...]) -> str | None:
 HAZARDS = (
     Hazard("cpu", _CONVOLUTIONS, _bias_missing),
     Hazard("cpu", frozenset({"FullyConnected"}), _per_channel_fully_connected),
+    Hazard("cpu", frozenset({"Dequantize"}), _dequantize),
     Hazard("htp", frozenset({"Conv2d", "DepthWiseConv2d", "TransposeConv2d"}), _blockwise_convolution),
     Hazard("ir", frozenset(), _old_dlc_writer),
 )
