@@ -58,10 +58,11 @@ test: lint
 test-all: test
 	$(BIN)/python -m pytest -n $(JOBS) -m slow
 	$(BIN)/python -m conformance run --path cpu,htp,raise --variant a,b,c --jobs $(JOBS) --out $(CONFORMANCE_OUT)
-	$(BIN)/python -m conformance compare $(CONFORMANCE_OUT)
+	$(BIN)/python -m conformance compare $(CONFORMANCE_OUT) --variant a,b,c
 
 conformance: $(READY)
-	$(BIN)/python -m conformance run --path cpu,htp,raise --variant a,b,c --jobs $(JOBS) --out $(CONFORMANCE_OUT)
+	$(BIN)/python -m conformance run --path cpu,htp,raise --variant a,b,c --aux --jobs $(JOBS) --out $(CONFORMANCE_OUT)
+	$(BIN)/python -m conformance run --light --timeout 900 --jobs 1 --out $(CONFORMANCE_OUT)
 	$(BIN)/python -m conformance report $(CONFORMANCE_OUT) --markdown docs/op-coverage.md
 
 # The peer needs an onnxruntime of the time of onnxruntime-qnn 2.3.0: newer ones refuse it.
