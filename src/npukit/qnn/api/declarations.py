@@ -11,6 +11,7 @@ structure holds both.
 from __future__ import annotations
 
 import ctypes
+import functools
 import sys
 from ctypes import (
     CFUNCTYPE,
@@ -531,6 +532,7 @@ PROTOTYPES: Final[dict[str, Any]] = {
 }
 
 
+@functools.cache  # ctypes keeps every function type for good
 def compose_prototype(table: type[Structure]) -> Any:
     """Prototype of systemDlcComposeGraphs for an interface structure of the library's exact size (by value)."""
     return _function(
@@ -546,6 +548,7 @@ def compose_prototype(table: type[Structure]) -> Any:
     )
 
 
+@functools.cache
 def interface_by_value(slots: int) -> type[Structure]:
     """A structure type as large as QnnInterface_t with `slots` slots: fields `head` and `slots` (addresses)."""
     fields = [("head", InterfaceHead), ("slots", c_void_p * slots)]
