@@ -233,7 +233,7 @@ def _held_bytes(value: ir.Value) -> int:
 def _short_range(values: list[ir.Value | None]) -> bool:
     """The length of a Range is in its values, not in any shape."""
     bounds = [constant(v) for v in values]
-    if len(bounds) != 3 or any(b is None or b.size != 1 or b.dtype.kind not in "iuf" for b in bounds):
+    if len(bounds) != 3 or any(b is None or b.size != 1 or b.dtype.kind not in "iufV" for b in bounds):
         return False
     start, limit, step = (float(b.reshape(())) for b in bounds if b is not None)
     return step != 0 and (limit - start) / step <= MAX_BYTES / 8

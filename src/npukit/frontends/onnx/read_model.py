@@ -121,8 +121,10 @@ def _from_proto(proto: onnx.ModelProto, where: str) -> ir.Model:
         return ir.from_proto(proto)
     except Exception as error:
         # onnx_ir raises many kinds; whatever got through the checks and fails here is the file's fault
-        cause = error.__cause__ or error
-        raise ModelError(f"the model cannot be built: {str(cause)[:300]}", where=where) from None
+        cause: BaseException = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        raise ModelError(f"the model cannot be built: {' '.join(str(cause).split())[:300]}", where=where) from None
 
 
 class _Files:

@@ -195,9 +195,10 @@ def _unroll_scan(walk: Walk, node: ir.Node) -> bool:
     axes = _axes(node, "scan_input_axes", [len(shape_of(v) or ()) for v in sources])
     backwards = attribute(node, "scan_input_directions", [0] * scanned)
     lengths = {(shape_of(v) or ())[a] for v, a in zip(sources, axes, strict=True)}
-    if len(lengths) != 1 or (trips := lengths.pop()) == 0 or trips > MAX_TRIPS:
-        walk.fault(node, f"cannot be unrolled over {sorted(lengths) or trips} steps")
-        return False
+    if len(lengths) != 1 or not 0 < max(lengths) <= MAX_TRIPS:
+        walk.fault(node, f"cannot be unrolled over {sorted(lengths)} steps")
+        return True
+    trips = lengths.pop()
     if not _within_budget(walk, node, trips * len(body)):
         walk.fault(node, f"runs {trips} times, too often to unroll")
         return False

@@ -77,8 +77,7 @@ class Walk:
             if not output.name or not (output.uses() or output.is_graph_output()):
                 values.append(None)
                 continue
-            dtype = output.dtype if output.dtype is not None else None
-            tensor = array if isinstance(array, TENSORS) else make_tensor(array, None, dtype)
+            tensor = array if isinstance(array, TENSORS) else make_tensor(array)
             if output.is_graph_output():
                 values.append(add_constant(self.graph, self.names, tensor, f"{output.name}_value"))
             else:
@@ -178,6 +177,19 @@ def infer(walk: Walk, node: ir.Node) -> bool:
     return False
 
 
+def _visit(walk: Walk, node: ir.Node, rules: tuple[Rule, ...]) -> None:
+    for rule in rules:
+        try:
+            if rule(walk, node):
+                return
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+            # an attribute or input that is not what the op's definition asks for, and that no check saw before
+            log.debug("%s %r", node.op_type, node.name, exc_info=error)
+            text = f"{type(error).__name__}: {error}"[:200]
+            walk.fault(node, f"cannot be normalized ({text}); do its attributes and inputs fit its definition?")
+            return
+
+
 def specialize(model: ir.Model, extra_rules: tuple[Rule, ...] = ()) -> Walk:
     """Run the walk over the main graph.
 
@@ -204,9 +216,7 @@ def specialize(model: ir.Model, extra_rules: tuple[Rule, ...] = ()) -> Walk:
         *extra_rules,
     )
     for node in model.graph:
-        for rule in rules:
-            if rule(walk, node):
-                break
+        _visit(walk, node, rules)
     if walk.faults:
         raise ModelError("these nodes cannot be normalized", faults=walk.faults)
     return walk
