@@ -127,6 +127,12 @@ QUIRKS: dict[str, Quirk] = {
             _CPU,
             _RUN,
         ),
+        Quirk(
+            "roi_align_small_regions_unreliable",
+            "RoiAlign with aligned 0 takes regions below one pixel as they are in some runs",
+            _CPU,
+            _RUN,
+        ),
         Quirk("five_axes_at_most", "ops refuse more than five axes (CPU: some, at seven)", _CPU | _HTP, _RUN),
         Quirk(
             "scatter_elements_takes_indices_for_data",

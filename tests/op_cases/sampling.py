@@ -96,6 +96,19 @@ CASES = [
         backends=ALL,
     ),
     OpCase(
+        "roi_align_corner_runtime",
+        "RoiAlign",
+        [*_ROI_INPUTS, ("rois", "float32", (3, 4)), ("batch", "int64", (3,))],
+        {
+            "output_height": 2,
+            "output_width": 2,
+            "sampling_ratio": 1,
+            "coordinate_transformation_mode": "output_half_pixel",
+            "spatial_scale": 0.5,
+        },
+        values=_ROI_CONSTANTS,
+    ),
+    OpCase(
         "roi_align_max",
         "RoiAlign",
         _ROI_INPUTS,

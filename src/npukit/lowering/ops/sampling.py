@@ -302,13 +302,24 @@ def roi_align(e: Emitter, node: ir.Node) -> None:
     count, channels, rows, columns = e.shape(node.outputs[0])
     x = e.channel_last(node.inputs[0])
 
+    def regions_of() -> Tensor:
+        """The regions, at least one pixel wide and high where the corners are not moved by half a pixel."""
+        if half or "roi_align_small_regions_unreliable" not in e.quirks:
+            return e.get(node.inputs[1])
+        known = e.constant(node.inputs[1])
+        if known is not None:
+            ends = np.maximum(known[:, 2:], known[:, :2] + 1 / scale)
+            return e.static(np.concatenate([known[:, :2], ends], 1).astype(np.float32), hint="regions")
+        begin, end = (e.slice(e.get(node.inputs[1]), 1, at, at + 2) for at in (0, 2))
+        return e.concat([begin, e.binary("ElementWiseMaximum", end, e.add(begin, 1 / scale))], 1)
+
     def native() -> None:
         if mode != "avg" or "roi_align_wrong" in e.quirks:
             raise Unsupported("RoiAlign takes the mean only, or differs on a target")
         samples = ratio if ratio > 0 else -1
         e.emit(
             "RoiAlign",
-            [x, e.get(node.inputs[1]), e.get(node.inputs[2])],
+            [x, regions_of(), e.get(node.inputs[2])],
             [e.output(node.outputs[0], channel_last(4))],
             img_size_ratio=[1 / scale, 1 / scale],
             num_samples_y=samples,
