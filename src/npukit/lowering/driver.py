@@ -16,7 +16,8 @@ import onnx_ir as ir
 from npukit.errors import Fault, LoweringError, NpukitError, nearest
 from npukit.frontends.onnx.contradiction import contradiction
 from npukit.frontends.onnx.expand_functions import expand_functions, has_body
-from npukit.lowering.emitter import Emitter, Validator, channel_last, dtype_name
+from npukit.lowering.emitter import Emitter, Validator
+from npukit.lowering.holding import channel_last, dtype_name
 from npukit.lowering.layout import clean
 from npukit.lowering.qdq import Collapsed, collapse
 from npukit.lowering.registry import Unsupported, lowers

@@ -19,14 +19,26 @@ from typing import Any, TypeVar
 import numpy as np
 import onnx_ir as ir
 
+from npukit.lowering.holding import (
+    FLOATS,
+    INTEGERS,
+    Perm,
+    QuantizedConstant,
+    as_held,
+    as_param,
+    channel_last,
+    dtype_name,
+    moved,
+    normal,
+    validation_key,
+)
 from npukit.lowering.registry import Refused, Unsupported
 from npukit.lowering.views import SPREAD, emit_beyond, merged_shape, spread
-from npukit.qnn.graph import Array, DType, Encoding, Graph, Held, Op, Param, Tensor, TensorKind
+from npukit.qnn.graph import Array, DType, Encoding, Graph, Held, Op, Tensor, TensorKind
 from npukit.qnn.names import Names
-from npukit.qnn.opdefs import integer_range, opdef
+from npukit.qnn.opdefs import integer_range
 from npukit.targets import Target
 
-Perm = tuple[int, ...]
 R = TypeVar("R")
 Validator = Callable[[Op], str | None]
 Shape = tuple[int, ...]
@@ -37,33 +49,6 @@ MOVEMENT = frozenset(
     + ("UnPack", "ExpandDims", "Squeeze", "DepthToSpace", "SpaceToDepth", "BatchToSpace", "SpaceToBatch", "Pad")
     + ("PoolMax2d", "PoolMax3d", "ResizeNearestNeighbor", "ChannelShuffle", "ScatterElements", "ScatterNd")
 )
-
-# How a source dtype is held. Small and wide integers become INT_32: no backend computes on the others
-# (shared/reference/qnn_more.md, sections 2 and 4); float kinds become the graph's float type.
-_INTEGERS = {
-    *(ir.DataType.INT64, ir.DataType.INT32, ir.DataType.INT16, ir.DataType.INT8, ir.DataType.INT4, ir.DataType.INT2),
-    *(ir.DataType.UINT64, ir.DataType.UINT32, ir.DataType.UINT16, ir.DataType.UINT8, ir.DataType.UINT4),
-    ir.DataType.UINT2,
-}
-_FLOATS = {ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE}
-
-
-@dataclass(frozen=True)
-class QuantizedConstant:
-    """A constant that the source holds as integer codes: what DequantizeLinear reads."""
-
-    codes: Array
-    dtype: DType
-    encoding: Encoding
-
-    def dequantized(self) -> Array:
-        """float32 values: (q + offset) * scale."""
-        shape = [1] * self.codes.ndim
-        if self.encoding.axis is not None:
-            shape[self.encoding.axis] = -1
-        scales = np.array(self.encoding.scales, np.float32).reshape(shape)
-        offsets = np.array(self.encoding.offsets, np.int64).reshape(shape)
-        return np.asarray((self.codes.astype(np.int64) + offsets).astype(np.float32) * scales)
 
 
 @dataclass
@@ -152,11 +137,11 @@ class Emitter:
 
     def held_dtype(self, dtype: ir.DataType) -> DType:
         """The QNN dtype that holds an ONNX dtype in this graph. Raises Unsupported for strings, float8, ..."""
-        if dtype in _INTEGERS:
+        if dtype in INTEGERS:
             return DType.INT_32
         if dtype is ir.DataType.FLOAT16 and "float16_refused" not in self.quirks:
             return DType.FLOAT_16
-        if dtype in _FLOATS:
+        if dtype in FLOATS:
             return self._float
         if dtype is ir.DataType.BOOL:
             return DType.BOOL_8
@@ -166,11 +151,11 @@ class Emitter:
     def float_dtype(self) -> DType:
         """The dtype of intermediate floats at the current node: that of its float operands."""
         values = [v for v in (*self.node.inputs, *self.node.outputs) if v is not None] if self.node is not None else []
-        kinds = [v.dtype for v in values if v.dtype in _FLOATS]
+        kinds = [v.dtype for v in values if v.dtype in FLOATS]
         return self.held_dtype(kinds[0]) if kinds and kinds[0] is not None else self._float
 
     def is_float(self, value: ir.Value | None) -> bool:
-        return self.source_dtype(value) in _FLOATS
+        return self.source_dtype(value) in FLOATS
 
     def constant(self, value: ir.Value | None) -> Array | None:
         """The numpy contents of a constant in the source's own dtype (floats of a QDQ weight), else None."""
@@ -207,7 +192,7 @@ class Emitter:
     def get(self, value: ir.Value | None, perm: Perm | None = None) -> Tensor:
         """The tensor of a source value in the axis order `perm` (None: the source's order)."""
         value = self.value(value)
-        perm = _normal(perm)
+        perm = normal(perm)
         as_codes = self.quantized and self.has_encoding(value)
         key = (value, perm, as_codes)
         if key not in self._derived:
@@ -263,7 +248,7 @@ class Emitter:
         held = Held(value.name or "", dtype_name(self.source_dtype(value)), self.shape(value), perm)
         if as_codes and value in self._codes:
             codes = self._codes[value]
-            data, dtype, encoding = codes.codes, codes.dtype, _moved(codes.encoding, perm)
+            data, dtype, encoding = codes.codes, codes.dtype, moved(codes.encoding, perm)
         elif as_codes:
             dtype, encoding = self._encodings[value]
             real = np.asarray(self.constant(value), np.float32)
@@ -272,7 +257,7 @@ class Emitter:
             array = self.constant(value)
             assert array is not None
             dtype, encoding = self.held_dtype(self.source_dtype(value)), None
-            data = _as_held(array, dtype, value.name or "")
+            data = as_held(array, dtype, value.name or "")
         data = data.reshape(1) if data.ndim == 0 else data
         if perm is not None:
             data = data.transpose(perm)
@@ -301,7 +286,7 @@ class Emitter:
         if dtype is None:
             kinds = {"f": self.float_dtype, "i": DType.INT_32, "u": DType.INT_32, "b": DType.BOOL_8}
             dtype = kinds[array.dtype.kind]
-        array = _as_held(array, dtype, hint)
+        array = as_held(array, dtype, hint)
         array = array.reshape(1) if array.ndim == 0 else array
         name = self._fresh(f"{self.node.name}_{hint}" if self.node is not None and self.node.name else hint)
         return Tensor(name, dtype, array.shape, TensorKind.STATIC, encoding, array)
@@ -312,7 +297,7 @@ class Emitter:
         Quantized mode: the value's encoding. Otherwise the dtype that holds the source's.
         """
         value = self.value(value)
-        perm = _normal(perm)
+        perm = normal(perm)
         shape = self.shape(value)
         if self.quantized and value in self._encodings:
             dtype, encoding = self._encodings[value]
@@ -326,7 +311,7 @@ class Emitter:
     def bind(self, value: ir.Value, tensor: Tensor, perm: Perm | None = None) -> None:
         """Say that `tensor` holds a source value in the order `perm`; the shape must be the value's."""
         value = self.value(value)
-        perm = _normal(perm)
+        perm = normal(perm)
         shape = self.shape(value)
         dims = (shape if perm is None else tuple(shape[axis] for axis in perm)) or (1,)
         if tensor.shape != dims:
@@ -404,7 +389,7 @@ class Emitter:
         return outputs[0]
 
     def _verdict(self, target: str, validate: Validator, op: Op) -> str | None:
-        key = (target, op.type, _signature(op))
+        key = (target, op.type, validation_key(op))
         if key not in self._verdicts:
             self._verdicts[key] = validate(op)
         return self._verdicts[key]
@@ -462,7 +447,7 @@ class Emitter:
         shape = tuple(x.shape[axis] for axis in perm)
         if x.data is not None:
             return Tensor(
-                self._fresh(x.name), x.dtype, shape, TensorKind.STATIC, _moved(x.encoding, perm),
+                self._fresh(x.name), x.dtype, shape, TensorKind.STATIC, moved(x.encoding, perm),
                 x.data.transpose(perm), x.held,
             )  # fmt: skip
         moving = [axis for axis in perm if x.shape[axis] != 1]
@@ -580,77 +565,3 @@ class Emitter:
                 x = self.transpose(self.reshape(x, (1,) * (rank - r) + self.shape(value), axis), perm)
             tensors.append(x)
         return tensors, perm
-
-
-def as_param(op_type: str, name: str, value: Any) -> Param:
-    """A parameter of an op with the dtype of its definition; enums by name. Raises KeyError for an unknown name."""
-    if isinstance(value, Param):
-        return value
-    definition = opdef(op_type).params[name]
-    if isinstance(value, str):
-        value = definition.values[value]
-    dtype = definition.dtype or DType.FLOAT_32
-    if definition.tensor:
-        return Param(dtype, np.array(value, dtype.numpy))
-    return Param(dtype, float(value) if dtype.is_float else bool(value) if dtype is DType.BOOL_8 else int(value))
-
-
-def dtype_name(dtype: ir.DataType) -> str:
-    """The numpy-style name of an ONNX dtype ("float32", "int64"), as `Held.dtype` has it."""
-    return {ir.DataType.FLOAT: "float32", ir.DataType.DOUBLE: "float64"}.get(dtype, dtype.name.lower())
-
-
-def channel_last(rank: int) -> Perm | None:
-    """The order [N, spatial..., C] of a source value [N, C, spatial...]; None below rank 3."""
-    return (0, *range(2, rank), 1) if rank > 2 else None
-
-
-def _normal(perm: Perm | None) -> Perm | None:
-    return None if perm is None or perm == tuple(range(len(perm))) else tuple(perm)
-
-
-def _moved(encoding: Encoding | None, perm: Perm | None) -> Encoding | None:
-    """The encoding after a permutation of axes: a channel axis moves along."""
-    if encoding is None or encoding.axis is None or perm is None:
-        return encoding
-    return Encoding(**{**encoding.__dict__, "axis": perm.index(encoding.axis)})
-
-
-def _as_held(array: Array, dtype: DType, name: str) -> Array:
-    """Constant data in the numpy dtype of `dtype`; integers are checked against its range."""
-    wanted = dtype.numpy
-    if array.dtype == wanted:
-        return array
-    if wanted.kind in "iu" and array.dtype.kind in "iu" and array.size:
-        least, most = integer_range(dtype)
-        low, high = int(array.min()), int(array.max())
-        if low < least or high > most:
-            raise Unsupported(
-                f"constant {name!r} holds {low if low < least else high}, beyond {dtype.name}",
-                kind="dtype cannot be held",
-            )
-    with np.errstate(over="ignore"):
-        return array.astype(wanted)
-
-
-def _signature(op: Op) -> object:
-    """What validation can depend on: dtypes, shapes, encodings, params and the data of small constants."""
-
-    def tensor(t: Tensor | None) -> object:
-        if t is None:
-            return None
-        data = t.data.tobytes() if t.data is not None and t.data.size <= 64 else t.data is not None
-        return (t.dtype, t.shape, t.encoding, data)
-
-    params = tuple(
-        (
-            name,
-            p.dtype,
-            p.value.tobytes() + repr(p.value.shape).encode() if isinstance(p.value, np.ndarray) else p.value,
-        )
-        for name, p in sorted(op.params.items())
-    )
-    return (tuple(map(tensor, op.inputs)), tuple(map(tensor, op.outputs)), params)
-
-
-__all__ = ["Emitter", "Param", "Perm", "QuantizedConstant", "Unsupported", "Validator", "channel_last"]

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx_ir as ir
 
-from npukit.lowering.emitter import QuantizedConstant
+from npukit.lowering.holding import QuantizedConstant
 from npukit.qnn.graph import DType, Encoding
 
 _ACTIVATION = {

@@ -9,7 +9,8 @@ import math
 import numpy as np
 import onnx_ir as ir
 
-from npukit.lowering.emitter import Emitter, channel_last
+from npukit.lowering.emitter import Emitter
+from npukit.lowering.holding import channel_last
 from npukit.lowering.registry import Unsupported, lowers
 from npukit.qnn.graph import Encoding, Tensor
 

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from npukit.lowering.emitter import Emitter, channel_last
+from npukit.lowering.emitter import Emitter
 from npukit.lowering.encode import accumulator_bias
+from npukit.lowering.holding import channel_last
 from npukit.lowering.registry import Unsupported, lowers
 from npukit.qnn.graph import Array, Tensor
 

@@ -7,7 +7,8 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from npukit.lowering.emitter import Emitter, Perm, channel_last
+from npukit.lowering.emitter import Emitter
+from npukit.lowering.holding import Perm, channel_last
 from npukit.lowering.registry import Unsupported, lowers
 from npukit.lowering.views import merged_transpose
 from npukit.qnn.graph import DType, Param, Tensor

@@ -7,8 +7,9 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from npukit.lowering.emitter import Emitter, channel_last
+from npukit.lowering.emitter import Emitter
 from npukit.lowering.encode import symmetric_32, unsigned
+from npukit.lowering.holding import channel_last
 from npukit.lowering.registry import Unsupported, lowers
 from npukit.qnn.graph import Tensor
 

@@ -14,7 +14,8 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from npukit.lowering.emitter import Emitter, Perm, channel_last
+from npukit.lowering.emitter import Emitter
+from npukit.lowering.holding import Perm, channel_last
 from npukit.lowering.registry import Unsupported, lowers
 from npukit.qnn.graph import Tensor
 

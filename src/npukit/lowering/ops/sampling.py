@@ -17,7 +17,8 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from npukit.lowering.emitter import Emitter, channel_last
+from npukit.lowering.emitter import Emitter
+from npukit.lowering.holding import channel_last
 from npukit.lowering.registry import Unsupported, lowers
 from npukit.qnn.graph import DType, Tensor
 
