@@ -83,6 +83,7 @@ def main() -> None:
     """Serve calls until the parent says end, or is gone."""
     source = os.fdopen(os.dup(0), "rb", buffering=1 << 16)
     channel = _Channel(os.fdopen(os.dup(1), "wb"))
+    channel.folder = "".join(sys.argv[1:2])  # known before the first frame: the parent may be gone by then
     nothing = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)
     os.close(nothing)

@@ -16,8 +16,10 @@ import logging
 import os
 import platform
 import secrets
+import shutil
 import stat
 import struct
+import tempfile
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -86,7 +88,10 @@ def atomic_write(path: Path | str) -> Iterator[Path]:
     final = Path(path)
     with os_errors(final, "write"):
         if final.is_symlink():
-            final = final.resolve()
+            try:
+                final = final.resolve()
+            except RuntimeError:  # what pathlib makes of a loop up to Python 3.12
+                raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path)) from None
         if final.exists() and not final.is_file():
             raise NpukitError("cannot write the file: a folder or device of this name exists", where=str(path))
         _remove_stale(final)
@@ -117,16 +122,36 @@ def _temp_prefix(name: str) -> str:
 
 
 def _remove_stale(final: Path) -> None:
+    for path in _stale(final.parent, _temp_prefix(final.name), _TEMP_SUFFIX):
+        log.info("removing %s, left by a process that was killed", path.name)
+        with contextlib.suppress(OSError):
+            path.unlink()
+
+
+def _stale(folder: Path, prefix: str, suffix: str = "") -> list[Path]:
+    """What processes of this machine that have ended left in `folder`; names are PREFIX, process id, "-", anything."""
     if os.name != "posix":  # os.kill(pid, 0) asks on POSIX, and ends the process on Windows
-        return
-    prefix = _temp_prefix(final.name)
-    for entry in os.scandir(final.parent):
-        if entry.name.startswith(prefix) and entry.name.endswith(_TEMP_SUFFIX):
+        return []
+    found = []
+    for entry in os.scandir(folder):
+        if entry.name.startswith(prefix) and entry.name.endswith(suffix):
             pid = entry.name[len(prefix) :].partition("-")[0]
             if pid.isdigit() and not _alive(int(pid)):
-                log.info("removing %s, left by a process that was killed", entry.name)
-                with contextlib.suppress(OSError):
-                    os.unlink(entry.path)
+                found.append(Path(entry.path))
+    return found
+
+
+def temporary_folder() -> str:
+    """A new folder of this process for temporary files; those of processes that were killed are removed.
+
+    The caller removes it.
+    """
+    prefix = _temp_prefix("npukit")[1:]
+    base = Path(tempfile.gettempdir())
+    with contextlib.suppress(OSError):
+        for path in _stale(base, prefix):
+            shutil.rmtree(path, ignore_errors=True)
+    return tempfile.mkdtemp(prefix=f"{prefix}{os.getpid()}-")
 
 
 def _alive(pid: int) -> bool:

@@ -21,7 +21,6 @@ import signal
 import struct
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 import weakref
@@ -30,7 +29,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
-from npukit import _wire, log
+from npukit import _wire, files, log
 from npukit.errors import MissingDependency, NpukitError, UsageError, WorkerDied
 
 _native = logging.getLogger(log.NATIVE)
@@ -107,13 +106,13 @@ class Worker:
         self._death: str | None = None
         self._tail: collections.deque[str] = collections.deque(maxlen=60)
         self._frames: queue.SimpleQueue[tuple[Any, Any] | str | None] = queue.SimpleQueue()
-        self.folder = tempfile.mkdtemp(prefix="npukit-")
+        self.folder = files.temporary_folder()
         try:
             note_path = Path(self.folder, "note")
             note_path.write_bytes(bytes(_NOTE_SIZE))
             with open(note_path, "r+b") as file:
                 self._note = mmap.mmap(file.fileno(), 0)
-            self._process = _start(env)
+            self._process = _start(env, self.folder)
         except BaseException:
             shutil.rmtree(self.folder, ignore_errors=True)
             raise
@@ -402,7 +401,7 @@ class Pool:
 # ---------------------------------------------------------------- the process
 
 
-def _start(env: dict[str, str] | None) -> subprocess.Popen[bytes]:
+def _start(env: dict[str, str] | None, folder: str) -> subprocess.Popen[bytes]:
     if not sys.executable:
         raise MissingDependency(
             "this Python has no executable, so no worker process can be started",
@@ -414,7 +413,7 @@ def _start(env: dict[str, str] | None) -> subprocess.Popen[bytes]:
         variables["PYTHONPATH"] = os.pathsep.join(filter(None, [str(root), variables.get("PYTHONPATH", "")]))
     # -P: a file of the working folder must not stand in for a module of the standard library
     return subprocess.Popen(
-        [sys.executable, "-P", "-m", "npukit._worker"],
+        [sys.executable, "-P", "-m", "npukit._worker", folder],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -12,8 +12,10 @@ import importlib
 import json
 import logging
 import os
+import signal
 import sys
 import tempfile
+import threading
 import traceback
 from collections.abc import Sequence
 from typing import Any
@@ -117,6 +119,8 @@ def execute(function: Any, options: Any, common: adapter.Common) -> int:
     """Run a verb's function, print its result as `common` asks, and return the exit code."""
     from npukit.cli import console
 
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # see npukit.__main__: now there is what to clean up
     with console.session(common):
         result: Result = function(options)
     if common.json:
@@ -162,6 +166,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         return _report(os_error(error, str(error.filename or ""), "use"), as_json)
     except Exception as error:  # a fault of ours
+        if isinstance(error.__context__, KeyboardInterrupt):  # an import that made something else of it
+            typer.echo("npukit: interrupted", err=True)
+            return 130
         return _fault(error, args, as_json)
 
 
