@@ -115,6 +115,7 @@ KEEP: list[object] = []
         ({"version": 3}, "version 3"),
         ({"rank": 1000}, "rank 1000"),
         ({"dataType": 0x0999}, "0x0999"),
+        ({"dataType": 0x7FFFFFFF}, "not defined"),
         ({"type": 77}, "type 77"),
         ({"type": 4, "dataSize": 7}, "7 bytes, FLOAT_32"),
         ({"type": 4, "dataSize": 8}, "no values"),

@@ -3,8 +3,8 @@
 """DLC files: written atomically and reproducibly with the stamp inside, read back with their structure checked first.
 
 A DLC is a zip of stored members: `model`, `model.params`, `model.params.bin` (the weights; absent where a graph has
-none), `dlc.metadata<version>` (JSON). Its CRC fields are zero, so members are read by offset. The stamp is a further member, which Qualcomm's
-libraries ignore and keep. Facts: shared/reference/qnn_more.md section 5.
+none), `dlc.metadata<version>` (JSON). Its CRC fields are zero, so members are read by offset. The stamp is a further
+member, which Qualcomm's libraries ignore and keep. Facts: shared/reference/qnn_more.md section 5.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any, Final
 
 from npukit.artifacts import stamp as stamps
 from npukit.artifacts.stamp import Stamp
-from npukit.errors import ArtifactError
+from npukit.errors import ArtifactError, NativeError
 from npukit.files import ZipEntry, atomic_write, map_file, zip_entries, zip_read
 from npukit.qnn.api.capture import capture_dlc
 from npukit.qnn.api.dlc import write_dlc
@@ -72,11 +72,25 @@ def write(model: Model, path: Path | str, stamp: Stamp | Callable[[], Stamp] | N
         NpukitError: the file cannot be written.
     """
     with atomic_write(path) as temp:
-        write_dlc(model, temp)
+        try:
+            write_dlc(model, temp)
+        except NativeError:
+            _need_room(temp, sum(graph.static_bytes() for graph in model.graphs.values()) + _ROOM)
+            raise
         _fix_times(temp)
         if stamp is not None:
             made = stamp if isinstance(stamp, Stamp) else stamp()
             _append(temp, STAMP_MEMBER, made.to_json().encode())
+
+
+_ROOM: Final = 1 << 16  # what a DLC takes besides its constants, for graphs where that could be the trouble
+
+
+def _need_room(path: Path, size: int) -> None:
+    """Raise the OSError of writing `size` bytes where that is not possible: libQnnIr does not say why it failed."""
+    with open(path, "wb") as stream:
+        for _ in range(0, size, _ROOM):
+            stream.write(bytes(_ROOM))
 
 
 def source_date() -> datetime.datetime:

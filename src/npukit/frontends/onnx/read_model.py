@@ -249,6 +249,12 @@ def _attach(model: ir.Model, files: _Files) -> None:
     """Put mapped or plain arrays in place of tensors that refer to files or to the parsed proto."""
 
     def own(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
+        try:
+            return _own(tensor)
+        except (ValueError, AssertionError, TypeError, OverflowError) as error:  # values that their dtype cannot have
+            raise ModelError(f"its values cannot be read: {error}", where=f"tensor {tensor.name!r}") from error
+
+    def _own(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
         if isinstance(tensor, ir.ExternalTensor):
             return files.tensor(tensor)
         if isinstance(tensor, ir.TensorProtoTensor):

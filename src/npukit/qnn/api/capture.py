@@ -64,7 +64,9 @@ def read_tensor(raw: c.Tensor, data: Callable[[str, int, int], Array] | None = N
         raise ArtifactError(f"a tensor of rank {raw.rank}", where=name)
     shape = tuple(raw.dimensions[i] for i in range(raw.rank))
     dtype = _dtype(raw.dataType, name)
-    if math.prod(shape) * dtype.numpy.itemsize > _MAX_BYTES:
+    if dtype is DType.UNDEFINED and raw.type != TensorKind.NULL:
+        raise ArtifactError("the data type is not defined", where=name)
+    if dtype is not DType.UNDEFINED and math.prod(shape) * dtype.numpy.itemsize > _MAX_BYTES:
         raise ArtifactError(f"a tensor of shape {list(shape)}, larger than any memory", where=name)
     tensor = Tensor(name, dtype, shape, _kind(raw.type, name), read_encoding(raw.quantizeParams, shape, name))
     if tensor.kind is TensorKind.STATIC and data is not None:
