@@ -2,8 +2,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """The table of targets."""
 
+import re
+from pathlib import Path
+
 import pytest
 
+from npukit import targets
 from npukit.errors import UsageError
 from npukit.targets import QUIRKS, TARGETS, by_soc_id, htp, portable, resolve, target
 
@@ -61,3 +65,9 @@ def test_quirks_follow_the_backend():
     assert "pool_max_pads_with_zero" in target("sm8650").quirks
     assert "pool_max_pads_with_zero" not in target("qnn-cpu").quirks
     assert "fc_axis_weights_first_scale" in target("qnn-cpu").quirks
+
+
+def test_quirk_names_are_unique():
+    source = Path(targets.__file__).read_text(encoding="utf-8")
+    names = re.findall(r'Quirk\(\s*"(\w+)"', source)
+    assert len(names) == len(set(names))

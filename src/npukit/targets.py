@@ -102,8 +102,6 @@ QUIRKS: dict[str, Quirk] = {
         Quirk("scatter_narrow_indices_wrong", "ScatterElements misplaces indices narrower than the data", _CPU, _RUN),
         Quirk("one_hot_integers_are_float_bits", "OneHot writes float bits into an integer output", _CPU, _RUN),
         Quirk("shape_corrupts_heap", "the op Shape kills the process", _CPU, _RUN),
-        Quirk("float16_refused", "FLOAT_16 activations are refused but by Cast", _CPU, _RUN),
-        Quirk("rms_norm_epsilon_outside_root", "RmsNorm divides by sqrt(mean) + epsilon", _CPU, _RUN),
         Quirk("layer_norm_default_epsilon_1e-5", "LayerNorm without epsilon uses 1e-5: always send it", _CPU, _RUN),
         Quirk("instance_norm_drops_affine", "InstanceNorm normalize_variance 0 drops gamma and beta", _CPU, _RUN),
         Quirk("instance_norm_ignores_flag", "InstanceNorm ignores normalize_variance; RMS mode drops beta", _HTP, _RUN),
