@@ -52,12 +52,12 @@ check: lint unit
 
 test: lint
 	$(BIN)/python -m pytest -n $(JOBS) -m "not slow"
-	$(BIN)/python -m conformance run --path cpu,htp,raise --variant a --jobs $(JOBS) --out $(CONFORMANCE_OUT)
+	$(BIN)/python -m conformance run --path cpu,htp,raise --variant a --aux --jobs $(JOBS) --out $(CONFORMANCE_OUT)
 	$(BIN)/python -m conformance compare $(CONFORMANCE_OUT)
 
 test-all: test
 	$(BIN)/python -m pytest -n $(JOBS) -m slow
-	$(BIN)/python -m conformance run --path cpu,htp,raise --variant a,b,c --jobs $(JOBS) --out $(CONFORMANCE_OUT)
+	$(BIN)/python -m conformance run --path cpu,htp,raise --variant a,b,c --aux --jobs $(JOBS) --out $(CONFORMANCE_OUT)
 	$(BIN)/python -m conformance compare $(CONFORMANCE_OUT) --variant a,b,c
 
 conformance: $(READY)
