@@ -39,7 +39,6 @@ class Row:
         top1: share of images whose label was found.
         agreement: share of images with the same answer as the float source on ONNX Runtime.
         sqnr_db: signal to quantization noise of all scores, against the same.
-        seconds: loading and running all images.
     """
 
     stage: str
@@ -47,7 +46,6 @@ class Row:
     top1: float
     agreement: float
     sqnr_db: float
-    seconds: float
 
 
 def main() -> int:
@@ -80,10 +78,9 @@ def main() -> int:
         (f"context binary for {TARGET}", binary, "qnn-htp"),
     ):
         _say(f"run {model.name} on {backend}")
-        began = time.monotonic()
         scores = run(model, backend, images)
         reference = scores if reference is None else reference
-        rows.append(_row(stage, backend, scores, reference, labels, time.monotonic() - began))
+        rows.append(_row(stage, backend, scores, reference, labels))
 
     report = folder / "report.html"
     _say(f"verify {dlc.name} against {source.name} -> {report.name}")
@@ -100,7 +97,7 @@ def run(model: Path, backend: str, images: Array) -> Array:
         return np.concatenate([session.run({"image": image})["scores"] for image in images])
 
 
-def _row(stage: str, backend: str, scores: Array, reference: Array, labels: Array, seconds: float) -> Row:
+def _row(stage: str, backend: str, scores: Array, reference: Array, labels: Array) -> Row:
     answers = scores.argmax(1)
     noise = float(np.square(scores.astype(np.float64) - reference).sum())
     signal = float(np.square(reference.astype(np.float64)).sum())
@@ -110,18 +107,15 @@ def _row(stage: str, backend: str, scores: Array, reference: Array, labels: Arra
         top1=float((answers == labels).mean()),
         agreement=float((answers == reference.argmax(1)).mean()),
         sqnr_db=round(10 * float(np.log10(signal / noise)), 1) if noise else float("inf"),
-        seconds=round(seconds, 2),
     )
 
 
 def table(rows: list[Row]) -> str:
     """The rows as plain text."""
-    lines = [f"{'stage':32} {'backend':8} {'top-1':>7} {'agrees':>7} {'SQNR':>8} {'time':>7}"]
+    lines = [f"{'stage':32} {'backend':8} {'top-1':>7} {'agrees':>7} {'SQNR':>8}"]
     for row in rows:
         sqnr = "exact" if row.sqnr_db == float("inf") else f"{row.sqnr_db:.1f} dB"
-        lines.append(
-            f"{row.stage:32} {row.backend:8} {row.top1:7.2%} {row.agreement:7.1%} {sqnr:>8} {row.seconds:6.1f}s"
-        )
+        lines.append(f"{row.stage:32} {row.backend:8} {row.top1:7.2%} {row.agreement:7.1%} {sqnr:>8}")
     return "\n".join(["", *lines, ""])
 
 
