@@ -19,8 +19,9 @@ from npukit.errors import ArtifactError, Fault, GraphError
 from npukit.qnn.api import marshal
 from npukit.qnn.api.backend import Backend, GraphOptions
 from npukit.qnn.api.libraries import Library, find
-from npukit.qnn.graph import DType, Graph, Model, Op, Tensor, TensorKind
+from npukit.qnn.graph import DType, Graph, Model, Op, Param, Tensor, TensorKind
 
+_NEURONS: Final = {"HardSwish": 3, "ElementWiseSoftplus": 7}  # ElementWiseNeuron.operation
 _LEGAL: Final = re.compile(r"[A-Za-z_][0-9A-Za-z_]*")
 
 
@@ -43,12 +44,25 @@ def write_dlc(model: Model, path: Path | str, *, library: Library | None = None)
     _check_graph(graph)
     used = {id(tensor) for op in graph.ops for tensor in op.inputs}
     inputs = [tensor for tensor in graph.inputs if id(tensor) in used]
-    graph = replace(graph, inputs=inputs, ops=[_with_absent(op) for op in graph.ops])
+    graph = replace(graph, inputs=inputs, ops=[_with_absent(_surviving(op)) for op in graph.ops])
     with Backend("ir", library=library or find("ir")) as backend:
         _check_ops(graph, backend)
         with backend.context() as context:
             options = GraphOptions(dlc_path=Path(path))
             context.add_graph(graph, options=options, validate=False).finalize()  # validated above, all at once
+
+
+def _surviving(op: Op) -> Op:
+    """The op in the form that a DLC keeps.
+
+    libQnnIr turns activations into ElementWiseNeuron, but HardSwish into its HARD_SIGMOID (1.0 where 6.0 is right, on
+    every backend), and ElementWiseSoftplus into what libQnnSystem cannot read (tried on 2.47). Spelled as
+    ElementWiseNeuron from the start they stay what they are.
+    """
+    if op.type not in _NEURONS:
+        return op
+    operation = Param(DType.UINT_32, _NEURONS[op.type])
+    return replace(op, type="ElementWiseNeuron", params={**op.params, "operation": operation})
 
 
 def _with_absent(op: Op) -> Op:

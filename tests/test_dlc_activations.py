@@ -1,0 +1,47 @@
+# SPDX-FileCopyrightText: npukit contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Activations keep their meaning on the way through a DLC: libQnnIr rewrites them (see `npukit.qnn.api.dlc`)."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from npukit import Session
+from npukit.artifacts import dlc
+from npukit.qnn.graph import DType, Graph, Model, Op, Param, Tensor, TensorKind
+
+X = np.linspace(-6, 6, 256, dtype=np.float32).reshape(1, 8, 8, 4)
+
+
+def sigmoid(x):
+    return 1 / (1 + np.exp(-x))
+
+
+# Op type, params, what it is, largest error: QNN CPU's GELU is the tanh form.
+ACTIVATIONS = [
+    ("Relu", {}, lambda x: np.maximum(x, 0), 1e-6),
+    ("Sigmoid", {}, sigmoid, 1e-6),
+    ("Tanh", {}, np.tanh, 1e-6),
+    ("Elu", {"alpha": 0.5}, lambda x: np.where(x < 0, 0.5 * np.expm1(x), x), 1e-6),
+    ("Gelu", {}, lambda x: x / 2 * (1 + np.vectorize(math.erf)(x / math.sqrt(2))), 5e-4),
+    ("HardSwish", {}, lambda x: x * np.clip(x / 6 + 0.5, 0, 1), 1e-6),
+    ("ReluMinMax", {"min_value": -1.0, "max_value": 2.0}, lambda x: np.clip(x, -1, 2), 1e-6),
+    ("ElementWiseSoftplus", {"beta": 2.0, "threshold": 20.0}, lambda x: np.log1p(np.exp(2 * x)) / 2, 1e-5),
+]
+
+
+@pytest.mark.native
+@pytest.mark.parametrize(("kind", "params", "function", "error"), ACTIVATIONS, ids=[row[0] for row in ACTIVATIONS])
+def test_an_activation_survives_a_dlc(kind, params, function, error, tmp_path: Path) -> None:
+    x = Tensor("x", DType.FLOAT_32, X.shape, TensorKind.APP_WRITE)
+    y = Tensor("y", DType.FLOAT_32, X.shape, TensorKind.APP_READ)
+    op = Op("op", kind, [x], [y], {name: Param(DType.FLOAT_32, value) for name, value in params.items()})
+    path = tmp_path / "model.dlc"
+    dlc.write(Model({"graph": Graph("graph", [x], [y], [op])}), path)
+    with Session(path, backend="qnn-cpu") as session:
+        result = session.run({"x": X})["y"]
+    np.testing.assert_allclose(result, function(X.astype(np.float64)), atol=error)
