@@ -32,8 +32,9 @@ time depends on it less than wall time."""
 FIXED = f"""\
 What is fixed (npukit less bare, smallest model), the ratio of each further byte, and the size from which npukit is
 within {GOAL_RATIO} times the bare program. The fixed part is two Python processes with numpy, onnx and onnx_ir, and the
-libraries of QNN CPU and HTP, which check every op: it could only be left out with the checks. The source's SHA-256 for
-the stamp adds CPU time with the size, but runs beside the writing."""
+libraries of QNN CPU and HTP, which check every op: it could only be left out with the checks. What grows with the size
+is the source's SHA-256 for the stamp, which runs beside the writing where a core is free, and for `conv` the permuting
+of each weight into memory that the next one uses again."""
 PEER_PACKAGES = ("onnxruntime==1.24.4", "onnxruntime-qnn==2.3.0")
 
 
