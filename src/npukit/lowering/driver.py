@@ -277,6 +277,19 @@ def _output(emitter: Emitter, value: ir.Value, taken: set[int], options: LowerOp
         emitter.quantized = False
     tensor.kind = TensorKind.APP_READ
     tensor.held = Held(value.name or "", dtype_name(emitter.source_dtype(value)), emitter.shape(value), perm)
-    if stand is not value or not tensor.name:  # a Q/DQ pair collapsed: the tensor bears the output's name
-        tensor.name = emitter.names.legal(value.name or "output")
+    _name_output(emitter, tensor, value.name or "output")
     return tensor
+
+
+def _name_output(emitter: Emitter, tensor: Tensor, source: str) -> None:
+    """Let an output bear its source's name; the same value inside, held in another order, gives it up."""
+    name = emitter.names.legal(source)
+    if tensor.name == name:
+        return
+    holder = next((other for other in emitter.graph.tensors() if other.name == name), None)
+    if holder is not None and holder.kind in (TensorKind.APP_WRITE, TensorKind.APP_READ):
+        tensor.name = emitter.names.fresh(name)  # an output that is an input, or one that is there twice
+        return
+    if holder is not None:
+        holder.name = emitter.names.fresh(name)
+    tensor.name = name
