@@ -7,6 +7,7 @@ from __future__ import annotations
 import ctypes
 import shutil
 import subprocess
+import sys
 from ctypes import byref, c_void_p, pointer
 from pathlib import Path
 
@@ -372,3 +373,30 @@ def test_libraries_that_are_no_model(tmp_path: Path) -> None:
     if libc is not None:
         with pytest.raises(ArtifactError, match="no QnnModel_composeGraphs"):
             capture.capture_library(libc)
+
+
+COLLECTING = """
+import gc, sys
+from npukit.qnn.api import capture
+from npukit.qnn.api.dlc import write_dlc
+from npukit.qnn.graph import Model
+from tests.sample_graphs import cnn
+
+write_dlc(Model({"cnn": cnn()}), sys.argv[1])
+read_tensor = capture.read_tensor
+
+def collecting(*arguments):
+    gc.collect()  # in a callback of composeGraphs, which holds a lock that systemDlcFree wants
+    return read_tensor(*arguments)
+
+capture.read_tensor = collecting
+for _ in range(3):
+    model = capture.capture_dlc(sys.argv[1])
+    model.metadata["itself"] = model  # only the collector frees it
+"""
+
+
+@pytest.mark.native
+def test_collecting_garbage_while_a_dlc_is_read_is_no_deadlock(tmp_path: Path) -> None:
+    argv = [sys.executable, "-c", COLLECTING, str(tmp_path / "m.dlc")]
+    subprocess.run(argv, cwd=Path(__file__).parents[1], check=True, timeout=60, stdout=subprocess.DEVNULL)

@@ -9,6 +9,7 @@ import logging
 import os
 import subprocess
 import sys
+import threading
 import zipfile
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from npukit.errors import GraphError, MissingDependency, NativeError, UsageError
 from npukit.qnn.api import declarations as d
 from npukit.qnn.api import libraries, marshal, native
 from npukit.qnn.api.hazards import hazard
+from npukit.qnn.api.native import NativeLock
 from npukit.qnn.graph import DType, Encoding, Op, Param, Tensor, TensorKind
 
 # ---- layouts: shared/reference/qnn_abi.md section 4, 6; qnn_more.md section 6
@@ -438,3 +440,20 @@ def test_importing_the_binding_loads_no_library_and_not_onnxruntime():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout.split() == ["False", "False"]
+
+
+def test_what_the_collector_frees_during_a_native_call_waits_for_its_end() -> None:
+    lock = NativeLock()
+    freed: list[str] = []
+    lock.release(freed.append, "at once")
+    assert freed == ["at once"]
+    with lock:
+        with lock:
+            lock.release(freed.append, "inner")  # as a finalizer that runs in a callback of the library
+        assert freed == ["at once"]
+        other = threading.Thread(target=lock.release, args=(freed.append, "of another thread"))
+        other.start()
+        other.join(10)
+        assert not other.is_alive()
+        assert freed == ["at once"]
+    assert freed == ["at once", "inner", "of another thread"]

@@ -98,7 +98,7 @@ class Backend:
         self.functions = self.library.load().functions
         self._log = NativeLog()
         self._handles = _Handles(self.functions, self._log)
-        self._finalizer = weakref.finalize(self, self._handles.free)
+        self._finalizer = weakref.finalize(self, LOCK.release, self._handles.free)
         self._owners: weakref.WeakSet[Owner] = weakref.WeakSet()
         try:
             self._open()
@@ -212,9 +212,10 @@ class Backend:
 
     def close(self) -> None:
         """Frees every context of this backend, then the backend. May be called twice."""
-        for owner in list(self._owners):
-            owner.free()
-        self._finalizer()
+        with LOCK:  # freed at its end, in this order
+            for owner in list(self._owners):
+                owner.free()
+            self._finalizer()
 
     def __enter__(self) -> Backend:
         return self
@@ -300,7 +301,8 @@ class Context:
 
     def close(self) -> None:
         """Frees the context and its graphs. May be called twice."""
-        self._owner.free()
+        with LOCK:
+            self._owner.free()
 
     def __enter__(self) -> Context:
         return self

@@ -388,10 +388,11 @@ class _Dlc:
     def __init__(self, path: Path, functions: Functions) -> None:
         self.handle = c_void_p()
         worker.note(f"systemDlcCreateFromFile of {path.name}")
-        code = functions.systemDlcCreateFromFile(None, os.fsencode(path), byref(self.handle)) & c.ERROR_MASK
+        with LOCK:
+            code = functions.systemDlcCreateFromFile(None, os.fsencode(path), byref(self.handle)) & c.ERROR_MASK
         if code:
             raise ArtifactError(f"libQnnSystem cannot open the DLC (code {code})", where=str(path), hint=_DAMAGED)
-        self.close = weakref.finalize(self, functions.systemDlcFree, self.handle)
+        self.close = weakref.finalize(self, LOCK.release, functions.systemDlcFree, self.handle)
         self.close.atexit = False  # arrays may be read to the very end; the system unmaps the rest
 
 

@@ -31,7 +31,7 @@ class Owner:
         self.backend = backend
         self._handle = handle
         # The finalizer holds the backend, which therefore outlives the context.
-        self.free = weakref.finalize(self, _free_context, backend, handle)
+        self.free = weakref.finalize(self, LOCK.release, _free_context, backend, handle)
 
     @property
     def closed(self) -> bool:
@@ -114,7 +114,9 @@ class _Composer:
                 self._native_create(param.value.tensor, f"op {op.name}, param {param.name.decode()}")
         config = marshal.op_to_c(op, inputs, outputs, params, self._keep)
         where = f"op {op.name} ({op.type})"
-        if self._validate and self._backend.functions.backendValidateOpConfig(self._backend.handle, config):
+        with LOCK:
+            refused = self._validate and self._backend.functions.backendValidateOpConfig(self._backend.handle, config)
+        if refused:
             reason = self._backend.validate(op) or "refused inside the graph, accepted alone"
             raise NativeError(f"the {self._backend.role} backend refuses the op: {reason}", where=where)
         self._backend.call("graphAddNode", self._handle, config, where=where)
@@ -296,7 +298,7 @@ class Profile:
         self.handle = c_void_p()
         self._backend = backend
         backend.call("profileCreate", backend.handle, PROFILE_LEVELS[level], byref(self.handle))
-        self._finalizer = weakref.finalize(self, _free_profile, backend, self.handle)
+        self._finalizer = weakref.finalize(self, LOCK.release, _free_profile, backend, self.handle)
 
     def events(self) -> list[Event]:
         """What the last call measured, as a tree."""
@@ -322,7 +324,8 @@ class Profile:
 
     def close(self) -> None:
         """Frees the handle. May be called twice."""
-        self._finalizer()
+        with LOCK:
+            self._finalizer()
 
 
 def _free_profile(backend: Backend, handle: c_void_p) -> None:

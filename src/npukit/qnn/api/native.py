@@ -13,7 +13,7 @@ import sys
 import tempfile
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from npukit.errors import NativeError
@@ -23,7 +23,48 @@ from npukit.qnn.api.libraries import Functions
 log = logging.getLogger(__name__)
 native_log = logging.getLogger("npukit.native")
 
-LOCK = threading.RLock()
+
+class NativeLock:
+    """A re-entrant lock around native calls, which also frees what could not be freed during one.
+
+    The garbage collector may run in any callback of a library (a log line is enough), and with it the finalizers of
+    native handles. Calling into the library there would wait for locks that the library itself holds.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self._depth = 0
+        self._waiting: deque[tuple[Callable[..., object], tuple[Any, ...]]] = deque()
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+        self._depth += 1
+
+    def __exit__(self, *_: object) -> None:
+        try:
+            while self._depth == 1 and self._waiting:
+                free, arguments = self._waiting.popleft()
+                free(*arguments)
+        finally:
+            self._depth -= 1
+            self._lock.release()
+
+    def release(self, free: Callable[..., object], *arguments: Any) -> None:
+        """Call `free(*arguments)` under the lock: now, or when the native call in progress has returned.
+
+        For finalizers. It never waits: the collector may run while its thread holds what another thread needs.
+        """
+        self._waiting.append((free, arguments))
+        if self._lock.acquire(blocking=False):
+            try:
+                if self._depth == 0:
+                    with self:
+                        pass
+            finally:
+                self._lock.release()
+
+
+LOCK = NativeLock()
 """Held for every native call of the process: two graphs executed at once swap their outputs, with rc 0."""
 
 _LEVELS = {
