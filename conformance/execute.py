@@ -83,7 +83,7 @@ def _reason(error: NpukitError) -> str:
     if isinstance(error, NativeError):
         return "backend refused"
     text = str(error)
-    if isinstance(error, ModelError) and ("dynamic" in text or "data-dependent" in text):
+    if isinstance(error, ModelError) and "only known when it runs" in text:
         return "dynamic output"
     if isinstance(error, LoweringError):
         return next(
