@@ -51,3 +51,21 @@ def test_a_quantized_dlc_exports_with_its_encodings(images, tmp_path):
     for got, want in zip(run(out, "image", codes), wanted, strict=True):
         real = (got.astype(np.float32) + offset) * scale
         assert np.abs(real - want).max() <= 1.01 * scale  # both round at each encoding: one step apart at most
+
+
+def test_a_quantized_dlc_speaks_floats_where_asked_or_where_its_reference_does(images):
+    wanted = run(DIGITS / "digits_qdq.onnx", "image", images[:3])
+    with npukit.Session(FOLDER / "digits_qdq.dlc", backend="ort", dequantize=True) as session:
+        assert [info.dtype for info in (*session.inputs, *session.outputs)] == ["float32", "float32"]
+        assert session.outputs[0].native.dtype == "uint8"
+        for image, want in zip(images[:3], wanted, strict=True):
+            assert np.abs(session.run({"image": image})["scores"] - want).max() < 0.1  # one step of the encoding
+    outcome = npukit.verify(FOLDER / "digits_qdq.dlc", DIGITS / "digits_qdq.onnx", backend="ort")
+    assert outcome.passed
+    assert any("by their encodings" in note for note in outcome.notes)
+
+
+def test_the_integer_codes_are_judged_where_the_reference_has_them(tmp_path):
+    npukit.export(FOLDER / "digits_qdq.dlc", output=tmp_path / "codes.onnx")
+    outcome = npukit.verify(FOLDER / "digits_qdq.dlc", tmp_path / "codes.onnx", backend="ort")
+    assert (outcome.passed, outcome.outputs[0].dtype) == (True, "uint8")

@@ -28,6 +28,7 @@ from npukit.errors import ArtifactError, GraphError, InputError, ModelError, Npu
 from npukit.qnn.graph import DType, Encoding, Graph, Model, Op, Param, Tensor, TensorKind
 from npukit.runtime import contract
 from npukit.runtime.contract import Port, from_native, gather, to_native
+from npukit.runtime.engine import Request
 from npukit.runtime.session import Session, file_kind
 
 
@@ -629,7 +630,9 @@ def test_ops_that_the_backend_refuses_are_all_listed():
     graph = conv_graph("NoSuchOp")
     graph.ops[0].params.pop("stride")
     with pytest.raises(GraphError, match="2 of 2 ops cannot run on qnn-cpu") as caught:
-        worker.call("npukit.runtime.qnn:QnnEngine.compose", "qnn-cpu", graph, None, None, "a test")
+        worker.call(
+            "npukit.runtime.qnn:QnnEngine.compose", Request(None, "dlc", "qnn-cpu"), graph, None, None, "a test"
+        )
     assert [fault.where for fault in caught.value.faults] == ["conv", "act"]
 
 

@@ -438,9 +438,16 @@ def _quantize(port: Port, values: Array, view: Array, faults: list[Fault]) -> No
 # ---------------------------------------------------------------- ports of an artifact
 
 
-def native_ports(tensors: Sequence[Tensor]) -> list[Port]:
-    """Ports of a file without stamp: every tensor as it is, quantized ones as integer codes."""
-    return [Port(t.name, t.dtype.numpy.name, t.shape, t.name, t.dtype, t.shape, encoding=t.encoding) for t in tensors]
+def native_ports(tensors: Sequence[Tensor], *, dequantize: bool = False) -> list[Port]:
+    """Ports of a file without stamp: every tensor as it is, quantized ones as integer codes.
+
+    With `dequantize`, quantized ones are float32 by their encodings; ArtifactError where one cannot be read so.
+    """
+    ports = []
+    for t in tensors:
+        dtype = "float32" if dequantize and t.dtype.is_quantized else t.dtype.numpy.name
+        ports.append(check_port(Port(t.name, dtype, t.shape, t.name, t.dtype, t.shape, encoding=t.encoding)))
+    return ports
 
 
 def numpy_name(dtype: str) -> str:

@@ -86,6 +86,7 @@ class Request:
         threads: threads of ONNX Runtime, None for its own choice.
         fetch: names of inner values to give as outputs too (backend ort).
         content: the bytes of a model that is in no file.
+        dequantize: whether a file without stamp takes and gives floats where its tensors are integer codes.
     """
 
     path: str | None
@@ -96,6 +97,7 @@ class Request:
     threads: int | None = None
     fetch: tuple[str, ...] = field(default=())
     content: bytes | None = None
+    dequantize: bool = False
 
 
 class Engine(Protocol):

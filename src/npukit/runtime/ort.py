@@ -20,7 +20,6 @@ import ml_dtypes
 import numpy as np
 
 from npukit.errors import ModelError, NativeError, UsageError, nearest
-from npukit.qnn.graph import Graph
 from npukit.runtime.contract import Array, Port, Shape, native_ports, ports_of
 from npukit.runtime.engine import Description, Placement, ProfileEvent, Request
 from npukit.worker import note
@@ -93,7 +92,17 @@ def _raised(request: Request) -> OrtEngine:
         folder = tempfile.mkdtemp(prefix="npukit-raised-")
         source = Path(folder, "model.onnx")
         onnx_ir.save(raised, source, external_data="model.data")
-    engine = OrtEngine(source, threads=request.threads, fetch=request.fetch, graph=graph, stamp=stamp)
+    if stamp is not None:
+        contract = ports_of(stamp, graph, "inputs"), ports_of(stamp, graph, "outputs")
+    else:
+        dequantize = request.dequantize
+        contract = (
+            native_ports(graph.inputs, dequantize=dequantize),
+            native_ports(graph.outputs, dequantize=dequantize),
+        )
+    engine = OrtEngine(
+        source, threads=request.threads, fetch=request.fetch, graph=graph.name, stamp=stamp, contract=contract
+    )
     engine.folder = folder
     return engine
 
@@ -105,8 +114,9 @@ class OrtEngine:
         source: a file (its external data is read by ONNX Runtime), or the bytes of a model.
         threads: number of threads inside an op; None for ONNX Runtime's choice.
         fetch: names of inner values that are given as outputs too, after the model's own.
-        graph: the QNN graph that `source` was raised from, if it was; its tensors then are the native form.
-        stamp: the I/O contract of that graph.
+        graph: name of the QNN graph that `source` was raised from, if it was.
+        stamp: the stamp of the file that held that graph.
+        contract: the inputs and outputs of that graph; its tensors are the native form.
 
     Raises:
         ModelError: ONNX Runtime refuses the model, or it has inputs that are not tensors.
@@ -118,8 +128,9 @@ class OrtEngine:
         *,
         threads: int | None = None,
         fetch: Sequence[str] = (),
-        graph: Graph | None = None,
+        graph: str = "",
         stamp: Stamp | None = None,
+        contract: tuple[Sequence[Port], Sequence[Port]] = ((), ()),
     ) -> None:
         self._source, self._threads, self._fetch = source, threads, tuple(fetch)
         self.folder: str | None = None
@@ -129,15 +140,13 @@ class OrtEngine:
 
         inputs = [_port(value, where) for value in self._session.get_inputs()]
         outputs = [_port(value, where) for value in self._session.get_outputs()]
-        if graph is not None:
-            inputs = _contract(inputs, ports_of(stamp, graph, "inputs") if stamp else native_ports(graph.inputs))
-            outputs = _contract(outputs, ports_of(stamp, graph, "outputs") if stamp else native_ports(graph.outputs))
+        inputs, outputs = _contract(inputs, contract[0]), _contract(outputs, contract[1])
         self._inputs, self._outputs = inputs, outputs
         self._output_names = [port.tensor for port in outputs]
         self._foreign = any(port.native.name in _FOREIGN for port in [*inputs, *outputs])
         self.description = Description(
             backend="ort",
-            graph=graph.name if graph else "",
+            graph=graph,
             inputs=tuple(inputs),
             outputs=tuple(outputs),
             placement=(

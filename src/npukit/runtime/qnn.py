@@ -51,7 +51,7 @@ def open_engine(request: Request) -> QnnEngine:
 
         model, stamp = dlc.read(path)
         graph = pick_graph(model, request.graph, path.name)
-        return QnnEngine.compose(request.backend, graph, stamp, _target(request, stamp), path.name)
+        return QnnEngine.compose(request, graph, stamp, _target(request, stamp), path.name)
     return _from_binary(request, path)
 
 
@@ -140,7 +140,7 @@ def _from_binary(request: Request, path: Path) -> QnnEngine:
             context = Context.from_binary(backend, map_file(path))
             handle = context.graph(name)
         graph = Graph(name, handle.inputs, handle.outputs)
-        return QnnEngine.ready(request.backend, backend, handle, graph, stamp, "compiled into the context binary")
+        return QnnEngine.ready(request, backend, handle, graph, stamp, "compiled into the context binary")
     except BaseException:
         backend.close()
         raise
@@ -229,27 +229,28 @@ class QnnEngine:
 
     @classmethod
     def compose(
-        cls, name: str, graph: Graph, stamp: Stamp | None, target: targets.Target | None, where: str
+        cls, request: Request, graph: Graph, stamp: Stamp | None, target: targets.Target | None, where: str
     ) -> QnnEngine:
         """Make `graph` ready on a backend of its own; raises as `open_engine`."""
-        backend = _backend(name, target.soc_id if target else None)
+        backend = _backend(request.backend, target.soc_id if target else None)
         try:
             handle = _compose(backend, graph)
-            return cls.ready(name, backend, handle, graph, stamp, f"composed from {where}, every op validated")
+            return cls.ready(request, backend, handle, graph, stamp, f"composed from {where}, every op validated")
         except BaseException:
             backend.close()
             raise
 
     @classmethod
     def ready(
-        cls, name: str, backend: Backend, handle: GraphHandle, graph: Graph, stamp: Stamp | None, reason: str
+        cls, request: Request, backend: Backend, handle: GraphHandle, graph: Graph, stamp: Stamp | None, reason: str
     ) -> QnnEngine:
         """The engine of a finalized graph with the stamp's contract, or the native one."""
         if stamp is None:
-            inputs, outputs = native_ports(graph.inputs), native_ports(graph.outputs)
+            inputs = native_ports(graph.inputs, dequantize=request.dequantize)
+            outputs = native_ports(graph.outputs, dequantize=request.dequantize)
         else:
             inputs, outputs = ports_of(stamp, graph, "inputs"), ports_of(stamp, graph, "outputs")
-        engine = cls(name, backend, handle, inputs, outputs)
+        engine = cls(request.backend, backend, handle, inputs, outputs)
         ignored = ignored_ports(stamp, graph) if stamp is not None else ()
         engine.describe(graph, stamp, reason, ignored=ignored)
         return engine

@@ -93,6 +93,8 @@ class Session:
         target: name of the chip to emulate or use; by default the one in the stamp.
         memory_limit: bytes of memory that the worker may use.
         fetch: inner values of the model to give as outputs too (backend ort only).
+        dequantize: give and take floats, by the encodings, where a file without stamp has integer codes; a stamp
+            says itself what the source had.
 
     Raises:
         NpukitError: the file, backend, graph or device cannot be used; subclasses say which.
@@ -118,6 +120,7 @@ class Session:
         target: str | None = None,
         memory_limit: int | None = None,
         fetch: Sequence[str] = (),
+        dequantize: bool = False,
     ) -> None:
         self._closed = True  # until it is open: close() may be called on a half-made session
         self._lock = threading.Lock()
@@ -126,7 +129,7 @@ class Session:
         self._buffers: host.Buffers | None = None
         self._pool: ThreadPoolExecutor | None = None
         self._number = self._shared = self._slot = 0
-        request = _request(model, backend, graph, target, threads, tuple(fetch))
+        request = _request(model, backend, graph, target, threads, tuple(fetch), dequantize=dequantize)
         self._name = Path(request.path).name if request.path else "model"
         self._closed = False
         try:
@@ -441,7 +444,14 @@ def _info(port: Port) -> TensorInfo:
 
 
 def _request(
-    model: Any, backend: str | None, graph: str | None, target: str | None, threads: int | None, fetch: tuple[str, ...]
+    model: Any,
+    backend: str | None,
+    graph: str | None,
+    target: str | None,
+    threads: int | None,
+    fetch: tuple[str, ...],
+    *,
+    dequantize: bool,
 ) -> Request:
     if backend is not None and backend not in _ALL:
         raise UsageError(f"there is no backend {backend!r}", where="backend", hint=nearest(backend, _ALL))
@@ -463,7 +473,7 @@ def _request(
         )
     if fetch and chosen != "ort":
         raise UsageError(f"inner values can be fetched from backend ort, not from {chosen}", where="fetch")
-    return Request(path, kind, chosen, graph, target, threads, fetch, content)
+    return Request(path, kind, chosen, graph, target, threads, fetch, content, dequantize)
 
 
 _KIND_WORDS = {"onnx": "an ONNX model", "dlc": "a DLC", "context": "a context binary"}

@@ -47,6 +47,9 @@ class RunOptions:
     input_ranges: dict[str, tuple[float, float]] = opt(
         {}, "Range of a generated input.", "--input-range", many=True, parse=o.ranges, metavar="NAME=LO:HI"
     )
+    dequantize: bool = opt(
+        False, "Floats instead of integer codes, where the file has no stamp that says it.", "--dequantize"
+    )
     format: str = opt("npy", "How outputs are saved.", choices=("npy", "raw"))
     graph: str | None = opt(None, "Graph to run, where the model holds several.", metavar="NAME")
     target: str | None = opt(None, "Chip to emulate [the stamp's].", metavar="NAME")
@@ -127,7 +130,7 @@ def run(options: RunOptions) -> RunResult:
 
     with Session(
         options.model, backend=options.backend, graph=options.graph, target=options.target, threads=options.threads,
-        timeout=options.timeout, in_process=options.in_process,
+        timeout=options.timeout, in_process=options.in_process, dequantize=options.dequantize,
     ) as session:  # fmt: skip
         chosen = _samples(options, session)
         outputs, saved, seconds = [], [], []

@@ -96,21 +96,23 @@ def verify_here(options: VerifyOptions) -> tuple[Verification, Sample]:
     from npukit.analysis import compare
     from npukit.analysis import verify as analysis
     from npukit.analysis.reference import check_rewritten
-    from npukit.runtime.session import Session, file_kind
+    from npukit.runtime.session import file_kind
 
     assert options.against is not None
     source = _source(options.against) if file_kind(options.against) == "onnx" else None
     with contextlib.ExitStack() as stack:
-        model = stack.enter_context(
-            Session(
-                options.model, backend=options.backend, graph=options.graph, target=options.target, in_process=True,
-                threads=options.threads,
-            )
-        )  # fmt: skip
+        model = _model(options, stack)
         names = [info.name for info in model.outputs]
         indices = index_outputs(source, names) if source is not None else {}
         fetch = _fetch(source, names, indices) if options.reference_backend in (None, "ort") else ()
         reference, notes = _reference(options, model, fetch, stack)
+        native = model.stamp is None and file_kind(options.model) != "onnx"
+        if native and _codes_for_floats(model, reference):
+            model.close()
+            model = _model(options, stack, dequantize=True)
+            notes.append("the model has no stamp: its integer codes are read as floats by their encodings")
+        elif native:
+            notes.append("the model has no stamp: its outputs are its native tensors")
         # before inputs are made: two models that do not belong together show here
         analysis.pair_outputs(names, [info.name for info in reference.outputs], indices)
         infos = analysis.input_infos(model, reference)
@@ -120,14 +122,31 @@ def verify_here(options: VerifyOptions) -> tuple[Verification, Sample]:
             precision, min_sqnr=options.min_sqnr, max_error=options.max_error, min_cosine=options.min_cosine
         )
         plan = analysis.Plan(precision, limits, indices, options.model.name, options.against.name)
-        if model.stamp is None and file_kind(options.model) != "onnx":
-            notes.append("the model has no stamp: its outputs are its native tensors")
         if any("rewritten" in note for note in notes):
             takes = {info.name for info in reference.inputs}
             feeds = {name: array for name, array in chosen.runs[0].items() if name in takes}
             notes.append(check_rewritten(options.against, chosen.runs[0], reference.run(feeds)))
         outcome = analysis.verify(model, reference, chosen, plan, notes)
         return outcome, chosen.runs[_worst_sample(outcome)]
+
+
+def _model(options: VerifyOptions, stack: contextlib.ExitStack, *, dequantize: bool = False) -> Session:
+    from npukit.runtime.session import Session
+
+    session = Session(
+        options.model, backend=options.backend, graph=options.graph, target=options.target, in_process=True,
+        threads=options.threads, dequantize=dequantize,
+    )  # fmt: skip
+    return stack.enter_context(session)
+
+
+def _codes_for_floats(model: Session, reference: Session) -> bool:
+    """Whether the model has integer codes with an encoding where the reference has floats."""
+    theirs = {info.name: info.dtype for info in (*reference.inputs, *reference.outputs)}
+    coded = [info.name for info in (*model.inputs, *model.outputs) if info.native.encoding and "int" in info.dtype]
+    # where no name is shared, outputs are paired by position: then any float on the other side decides
+    against = [theirs[name] for name in coded if name in theirs] or list(theirs.values())
+    return bool(coded) and any("float" in dtype for dtype in against)
 
 
 def _reference(
