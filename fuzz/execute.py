@@ -10,6 +10,8 @@ blamed for what an earlier one did to the process.
 
 from __future__ import annotations
 
+import dataclasses
+import importlib
 import random
 import re
 import shutil
@@ -23,10 +25,10 @@ from fuzz.corpus import CHIP, Seed
 from fuzz.mutate import Files
 from npukit.errors import NpukitError, WorkerDied
 from npukit.files import os_error
-from npukit.verbs.convert import ConvertOptions, convert
+from npukit.verbs.convert import ConvertOptions
 from npukit.verbs.export import ExportOptions
 from npukit.verbs.inspect import InspectOptions
-from npukit.verbs.run import RunOptions, run
+from npukit.verbs.run import RunOptions
 from npukit.worker import Pool, RemoteFault, Worker
 
 STAGES = ("parser", "front end", "lowering", "native", "execute")
@@ -170,17 +172,15 @@ def _steps(case: Case, folder: Path) -> list[tuple[str, Any]]:
     steps: list[tuple[str, Any]] = [("npukit.verbs.inspect:inspect", InspectOptions(path, tensors=True))]
     if case.options.get("export"):
         steps.append(("npukit.verbs.export:export", ExportOptions(path, folder / "out" / "model.onnx")))
-    return [*steps, ("npukit.verbs.run:run", _run_options(case, folder, in_process=True))]
+    return [*steps, ("npukit.verbs.run:run", _run_options(case, folder))]
 
 
 def _alone(case: Case, folder: Path) -> None:
-    """As a user calls it: the verb here, native code in a worker of its own."""
-    if case.kind == "onnx":
-        convert(_convert_options(case, folder), timeout=_ALONE_TIMEOUT)
-    elif case.kind == "npz":
-        run(_array_options(case, folder), in_process=False, timeout=_ALONE_TIMEOUT)
-    else:
-        run(_run_options(case, folder, in_process=False), timeout=_ALONE_TIMEOUT)
+    """As a user calls them: each verb here, native code in a worker of its own."""
+    for function, options in _steps(case, folder):
+        module, _, name = function.partition(":")
+        verb = getattr(importlib.import_module(module), name)
+        verb(dataclasses.replace(options, in_process=False, timeout=_ALONE_TIMEOUT))
 
 
 def _convert_options(case: Case, folder: Path) -> ConvertOptions:
@@ -188,9 +188,9 @@ def _convert_options(case: Case, folder: Path) -> ConvertOptions:
     return ConvertOptions(folder / "in" / case.main, output, target=case.options["target"], batch=2, verify=False)
 
 
-def _run_options(case: Case, folder: Path, *, in_process: bool) -> RunOptions:
+def _run_options(case: Case, folder: Path) -> RunOptions:
     path, ranges = folder / "in" / case.main, case.options.get("input_ranges", {})
-    return RunOptions(path, folder / "out" / "run", random=1, input_ranges=ranges, in_process=in_process)
+    return RunOptions(path, folder / "out" / "run", random=1, input_ranges=ranges, in_process=True)
 
 
 def _array_options(case: Case, folder: Path) -> RunOptions:
