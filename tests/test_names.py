@@ -4,13 +4,19 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from npukit.frontends.onnx import load
+from npukit.analysis.samples import generate, given
+from npukit.errors import ModelError
+from npukit.frontends.onnx import LoadOptions, load
 from npukit.lowering import lower
+from npukit.qnn.names import source_name
+from npukit.runtime.session import NativeForm
 from npukit.targets import resolve
 
 
@@ -56,3 +62,63 @@ def test_outputs_that_are_inputs_get_names_of_their_own():
     outputs = [info(name, TensorProto.FLOAT, [1, 4]) for name in ("x", "same", "r")]
     graph = helper.make_graph(nodes, "g", [info("x", TensorProto.FLOAT, [1, 4])], outputs)
     assert _lower(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])) == ["x_1", "same", "r"]
+
+
+@pytest.mark.parametrize("name", ["b r", "b_r"])
+def test_either_name_cuts(model, name):
+    found = load(model, LoadOptions(inputs=(name,), input_shapes={name: (1, 8, 6, 6)}))
+    assert ([v.name for v in found.model.graph.inputs], found.cut) == (["b r"], ["input in put", "c1", "r"])
+    found = load(model, LoadOptions(batch=1, outputs=(name,)))
+    assert [v.name for v in found.model.graph.outputs] == ["b r"]
+
+
+@pytest.mark.parametrize("name", ["in put", "in_put"])
+def test_either_name_gives_a_shape(model, name):
+    found = load(model, LoadOptions(input_shapes={name: (2, 3, 8, 8)}))
+    assert tuple(found.model.graph.inputs[0].shape) == (2, 3, 8, 8)
+
+
+def test_a_name_that_could_be_two_is_neither():
+    assert source_name("a_b", ["a.b", "c"]) == "a.b"
+    assert source_name("a_b", ["a.b", "a_b"]) == "a_b"
+    assert source_name("a_b", ["a.b", "a:b"]) == "a_b"
+    with pytest.raises(ModelError, match="unknown tensors"):
+        load(_two_of_a_form(), LoadOptions(outputs=("a_b",)))
+
+
+def _two_of_a_form() -> onnx.ModelProto:
+    info = helper.make_tensor_value_info
+    nodes = [helper.make_node("Relu", ["x"], ["a.b"]), helper.make_node("Relu", ["a.b"], ["a:b"])]
+    graph = helper.make_graph(nodes, "g", [info("x", TensorProto.FLOAT, [1])], [info("a:b", TensorProto.FLOAT, [1])])
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])
+
+
+def test_a_cut_behind_an_unknown_op_takes_its_dtype_from_the_ops_that_read_it(model):
+    custom = onnx.ModelProto()
+    custom.CopyFrom(model)
+    custom.opset_import.append(helper.make_opsetid("my", 1))
+    custom.graph.node[1].domain, custom.graph.node[1].op_type = "my", "Secret"
+    found = load(custom, LoadOptions(inputs=("b r",), input_shapes={"b r": (1, 8, 6, 6)}))
+    value = found.model.graph.inputs[0]
+    assert (value.dtype.name, tuple(value.shape)) == ("FLOAT", (1, 8, 6, 6))
+    with pytest.raises(ModelError, match="has no shape"):
+        load(custom, LoadOptions(inputs=("b r",)))
+
+
+@dataclass
+class Info:
+    """An input as a session describes it."""
+
+    name: str
+    native: NativeForm
+    shape: tuple[int, ...] = (2,)
+    dtype: str = "float32"
+
+
+def test_either_name_gives_inputs_and_ranges(tmp_path):
+    infos = [Info("in put", NativeForm("in_put", "float32", "FLOAT_32", (2,), None))]
+    np.save(tmp_path / "x.npy", np.ones(2, np.float32))
+    for name in ("in put", "in_put"):
+        assert list(given([(name, tmp_path / "x.npy")], infos).runs[0]) == ["in put"]
+        run = generate(infos, 1, ranges={name: (5, 6)}).runs[0]
+        assert 5 <= run["in put"].min() <= 6

@@ -77,6 +77,13 @@ def dtype_of(info: InputInfo) -> np.dtype[Any]:
 _EXTRA = {"bfloat16", "int4", "uint4", "float8_e4m3fn", "float8_e5m2"}
 
 
+def artifact_names(inputs: Sequence[InputInfo]) -> dict[str, str]:
+    """Source name by artifact name, of the inputs that have another one there: every option takes either."""
+    own = {info.name for info in inputs}
+    names = {getattr(getattr(info, "native", None), "name", ""): info.name for info in inputs}
+    return {artifact: source for artifact, source in names.items() if artifact and artifact not in own}
+
+
 def given(entries: Sequence[tuple[str, Path]], inputs: Sequence[InputInfo]) -> Samples:
     """Samples from files: the k-th file of a name belongs to the k-th run; a name without file is an error.
 
@@ -86,14 +93,16 @@ def given(entries: Sequence[tuple[str, Path]], inputs: Sequence[InputInfo]) -> S
         InputError: names that the model lacks, inputs without file, different numbers of files; all are listed.
     """
     known = {info.name: info for info in inputs}
+    aliases = artifact_names(inputs)
     found: dict[str, list[Array]] = {name: [] for name in known}
     faults: list[Fault] = []
     for name, path in entries:
         if not name and path.suffix.lower() == ".npz":
             for key, array in files.read_npz(path).items():
-                _put(found, key if key in known else _only(known, key), array, path, faults)
+                label = aliases.get(key, key)
+                _put(found, label if label in known else _only(known, key), array, path, faults)
             continue
-        label = name or _only(known, "")
+        label = aliases.get(name, name) or _only(known, "")
         if label not in known:
             what = f"the model has no input {name!r}" if name else "the model has several inputs, say which: NAME=FILE"
             faults.append(Fault(what, str(path), nearest(name, known)))
@@ -205,7 +214,8 @@ def generate(
     Raises:
         InputError: inputs whose range nobody knows, open shapes, unknown names in `ranges`; all are listed.
     """
-    ranges = ranges or {}
+    aliases = artifact_names(inputs)
+    ranges = {aliases.get(name, name): bounds for name, bounds in (ranges or {}).items()}
     names = [info.name for info in inputs]
     faults = [
         Fault(f"the model has no input {name!r}", "--input-range", nearest(name, names))

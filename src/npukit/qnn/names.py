@@ -9,8 +9,22 @@ within one graph: two source names never share an artifact name.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 _ILLEGAL = re.compile(r"[^0-9A-Za-z_]")
+
+
+def legal_form(source: str) -> str:
+    """What `source` becomes in an artifact, unless another name became the same before it."""
+    name = _ILLEGAL.sub("_", source) or "_"
+    return f"_{name}" if name[0].isdigit() else name
+
+
+def source_name(name: str, known: Iterable[str]) -> str:
+    """The one of the source names `known` that `name` is or is the artifact name of; `name` where that is not one."""
+    known = list(known)
+    found = [name] if name in known else [other for other in known if legal_form(other) == name]
+    return found[0] if len(found) == 1 else name
 
 
 class Names:
@@ -28,9 +42,7 @@ class Names:
 
     def fresh(self, hint: str) -> str:
         """An unused artifact name that starts like `hint`."""
-        base = _ILLEGAL.sub("_", hint) or "_"
-        if base[0].isdigit():
-            base = f"_{base}"
+        base = legal_form(hint)
         name, count = base, 0
         while name in self._used:
             count += 1

@@ -10,6 +10,7 @@ import onnx_ir as ir
 
 from npukit.errors import Fault, ModelError, nearest
 from npukit.frontends.onnx.options import LoadOptions
+from npukit.qnn.names import source_name
 
 
 def freeze_inputs(model: ir.Model, options: LoadOptions) -> None:
@@ -19,12 +20,14 @@ def freeze_inputs(model: ir.Model, options: LoadOptions) -> None:
         ModelError: options that name nothing, contradict the model, or leave dimensions open; all are listed.
     """
     graph = model.graph
-    faults = list(_unknown_names(graph, options))
+    names = [v.name or "" for v in graph.inputs]
+    shapes = {source_name(name, names): shape for name, shape in options.input_shapes.items()}
+    faults = list(_unknown_names(graph, shapes, options))
     changed = False
     opened: list[tuple[ir.Value, list[str]]] = []
     for value in graph.inputs:
         name = value.name or ""
-        wanted = options.input_shapes.get(name)
+        wanted = shapes.get(name)
         if not isinstance(value.type, ir.TensorType):
             if value.type is None:
                 what, hint = "its dtype cannot be found out", "cut the graph at another tensor"
@@ -62,9 +65,9 @@ def _plain(dim: int | ir.SymbolicDim) -> int | str | None:
     return dim.value
 
 
-def _unknown_names(graph: ir.Graph, options: LoadOptions) -> Iterable[Fault]:
+def _unknown_names(graph: ir.Graph, shapes: Iterable[str], options: LoadOptions) -> Iterable[Fault]:
     names = {v.name or "" for v in graph.inputs}
-    for name in options.input_shapes:
+    for name in shapes:
         if name not in names:
             yield Fault("there is no such input", f"--input-shape {name}", nearest(name, names))
     symbols = {d for v in graph.inputs if v.shape is not None for d in map(_plain, v.shape.dims) if isinstance(d, str)}

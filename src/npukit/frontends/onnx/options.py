@@ -24,6 +24,8 @@ class LoadOptions:
         batch: value of the first dimension of every input whose first dimension is dynamic.
         inputs: tensors at which the graph is cut to begin; empty for the model's own inputs.
         outputs: tensors at which the graph is cut to end; empty for the model's own outputs.
+
+    Inputs and tensors may be called by their names in the source or by those that they have in an artifact.
     """
 
     input_shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
