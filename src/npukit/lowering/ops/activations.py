@@ -14,9 +14,10 @@ from npukit.lowering.holding import channel_last
 from npukit.lowering.registry import Unsupported, lowers
 from npukit.qnn.graph import Encoding, Tensor
 
-from .forms import Form, Native, attribute_float, elementwise, in_float, in_float_with, maximum, minimum
+from .forms import Form, Native, attribute_float, elementwise, exponential, in_float, in_float_with, maximum, minimum
 from .special import erf
 
+_LEAST = -9.7  # 1 + exp(9.7) is just below 16384, from where on HTP's quotients are wrong
 SIMPLE = {"Sigmoid": "Sigmoid", "Tanh": "Tanh"}
 
 
@@ -24,8 +25,20 @@ def _neuron(operation: str, **params: float) -> Native:
     return Native("ElementWiseNeuron", {"operation": operation, **params})
 
 
+def _coarse(e: Emitter, rank: int) -> bool:
+    """Whether Sigmoid loses too much here; integers keep it, because they have fewer bits than it gets right."""
+    return rank == 4 and not e.quantized and "sigmoid_of_images_is_coarse" in e.quirks
+
+
 def _sigmoid(e: Emitter, x: Tensor) -> Tensor:
-    return e.unary("Sigmoid", x)
+    """1 / (1 + exp(-x)): by its definition where Sigmoid is coarse, which costs four more ops.
+
+    HTP gives nonsense for large divisors, so x is kept above _LEAST, which moves a result by 6e-5 at most.
+    """
+    if not _coarse(e, x.rank):
+        return e.unary("Sigmoid", x)
+    grown = exponential(e, e.unary("ElementWiseNeg", maximum(e, x, _LEAST)))
+    return e.div(1.0, e.add(grown, 1.0))
 
 
 def _clipped(e: Emitter, x: Tensor, low: float, high: float) -> Tensor:
@@ -39,7 +52,10 @@ def simple(e: Emitter, node: ir.Node) -> None:
     x: T[*D] -> y: T[*D]
     T: float, or quantized; any order
     """
-    elementwise(e, node, Native(SIMPLE[node.op_type]))
+    if node.op_type == "Sigmoid" and _coarse(e, e.rank(node.inputs[0])):
+        elementwise(e, node, lambda e, x: _sigmoid(e, x[0]))
+    else:
+        elementwise(e, node, Native(SIMPLE[node.op_type]))
 
 
 @lowers("Relu")
@@ -152,7 +168,7 @@ def selu(e: Emitter, node: ir.Node) -> None:
 
 def _elu(e: Emitter, x: Tensor, alpha: float) -> Tensor:
     """max(x, 0) + alpha * (exp(min(x, 0)) - 1)."""
-    below = e.unary("ElementWiseExp", minimum(e, x, 0.0))
+    below = exponential(e, minimum(e, x, 0.0))
     return e.add(e.unary("Relu", x), e.mul(e.sub(below, 1.0), alpha))
 
 
@@ -166,7 +182,7 @@ def celu(e: Emitter, node: ir.Node) -> None:
     alpha = attribute_float(node, "alpha", 1.0)
 
     def run(e: Emitter, x: list[Tensor]) -> Tensor:
-        below = e.unary("ElementWiseExp", e.mul(minimum(e, x[0], 0.0), 1.0 / alpha))
+        below = exponential(e, e.mul(minimum(e, x[0], 0.0), 1.0 / alpha))
         return e.add(e.unary("Relu", x[0]), e.mul(e.sub(below, 1.0), alpha))
 
     forms: list[Form] = [run]
@@ -234,7 +250,7 @@ def hard_swish(e: Emitter, node: ir.Node) -> None:
 
 def softplus_tensor(e: Emitter, x: Tensor) -> Tensor:
     """log(1 + exp(x)) without overflow: max(x, 0) + log(1 + exp(-|x|))."""
-    tail = e.unary("ElementWiseExp", e.mul(e.unary("ElementWiseAbs", x), -1.0))
+    tail = exponential(e, e.mul(e.unary("ElementWiseAbs", x), -1.0))
     return e.add(e.unary("Relu", x), e.unary("ElementWiseLog", e.add(tail, 1.0)))
 
 
@@ -284,7 +300,13 @@ def swish(e: Emitter, node: ir.Node) -> None:
     T: float; any order
     """
     alpha = attribute_float(node, "alpha", 1.0)
-    elementwise(e, node, lambda e, x: e.mul(x[0], _sigmoid(e, x[0] if alpha == 1.0 else e.mul(x[0], alpha))))
+
+    def compute(e: Emitter, x: list[Tensor]) -> Tensor:
+        if alpha > 0 and _coarse(e, x[0].rank):
+            x = [maximum(e, x[0], _LEAST / alpha)]  # far below, x * sigmoid(_LEAST) would grow again
+        return e.mul(x[0], _sigmoid(e, x[0] if alpha == 1.0 else e.mul(x[0], alpha)))
+
+    elementwise(e, node, compute)
 
 
 @lowers("ThresholdedRelu")

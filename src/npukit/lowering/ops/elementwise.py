@@ -12,7 +12,20 @@ from npukit.lowering.encode import single
 from npukit.lowering.registry import Unsupported, lowers
 from npukit.qnn.graph import DType, Tensor
 
-from .forms import Form, Native, chain, compute, elementwise, in_float, maximum, minimum, quotient, remainder, truncated
+from .forms import (
+    Form,
+    Native,
+    chain,
+    compute,
+    elementwise,
+    exponential,
+    in_float,
+    maximum,
+    minimum,
+    quotient,
+    remainder,
+    truncated,
+)
 
 UNARY = {  # ONNX op -> QNN op: one input, no attributes, any axis order
     "Abs": "ElementWiseAbs",
@@ -47,7 +60,9 @@ def unary(e: Emitter, node: ir.Node) -> None:
     T: float; Abs, Neg and Sign also integers; any order
     """
     native = Native(UNARY[node.op_type])
-    if e.is_float(node.inputs[0]):
+    if node.op_type == "Exp" and e.is_float(node.inputs[0]) and not e.quantized:
+        elementwise(e, node, lambda e, x: exponential(e, x[0]))
+    elif e.is_float(node.inputs[0]):
         elementwise(e, node, native)
     else:
         elementwise(e, node, native, *_INTEGER_UNARY.get(node.op_type, ()), in_float(native))
@@ -207,7 +222,7 @@ def _products(e: Emitter, x: Tensor, exponent: int) -> Tensor:
 
 def _by_logarithm(e: Emitter, x: list[Tensor]) -> Tensor:
     """exp(b * log(a)): a positive."""
-    return e.unary("ElementWiseExp", e.mul(e.unary("ElementWiseLog", x[0]), x[1]))
+    return exponential(e, e.mul(e.unary("ElementWiseLog", x[0]), x[1]))
 
 
 def integer_power(e: Emitter, base: Tensor | int, exponent: Tensor) -> Tensor:

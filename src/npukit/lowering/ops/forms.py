@@ -33,6 +33,7 @@ class Native:
 
 
 Form = Native | Compute
+_LEAST_POWER = -80.0  # exp of it is 2e-35
 
 
 def elementwise(e: Emitter, node: ir.Node, *forms: Form, values: Sequence[ir.Value | None] | None = None) -> None:
@@ -127,6 +128,13 @@ def chain(step: Compute) -> Compute:
 def attribute_float(node: ir.Node, name: str, default: float) -> float:
     """A float attribute as a Python number."""
     return float(node.attributes.get_float(name, default))
+
+
+def exponential(e: Emitter, x: Tensor) -> Tensor:
+    """exp(x) of floats; next to nothing for x far below zero, also where the op gives a large number there."""
+    if "exp_of_very_little_is_large" in e.quirks and not e.quantized:
+        x = e.binary("ElementWiseMaximum", x, _LEAST_POWER)
+    return e.unary("ElementWiseExp", x)
 
 
 # -- integers -------------------------------------------------------------------------------------------------------

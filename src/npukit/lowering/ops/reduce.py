@@ -13,6 +13,7 @@ from npukit.lowering.emitter import Emitter
 from npukit.lowering.registry import Unsupported, lowers
 from npukit.qnn.graph import DType, Tensor
 
+from .forms import exponential
 from .movement import axis_of
 
 _NATIVE = {
@@ -55,7 +56,7 @@ def _extreme(op: str) -> Callable[[Emitter, Tensor, list[int]], Tensor]:
 
 def _log_sum_exp(e: Emitter, x: Tensor, axes: list[int]) -> Tensor:
     top = reduced(e, "ReduceMax", x, axes)
-    total = reduced(e, "ReduceSum", e.unary("ElementWiseExp", e.sub(x, top)), axes)
+    total = reduced(e, "ReduceSum", exponential(e, e.sub(x, top)), axes)
     return e.add(e.unary("ElementWiseLog", total), top)
 
 
@@ -236,7 +237,7 @@ def softmax(e: Emitter, node: ir.Node) -> None:
 
     def composed() -> None:
         shifted = e.sub(x, reduced(e, "ReduceMax", x, [axis]))
-        powers = e.unary("ElementWiseExp", shifted)
+        powers = exponential(e, shifted)
         total = reduced(e, "ReduceSum", powers, [axis])
         log = node.op_type == "LogSoftmax"
         y = e.sub(shifted, e.unary("ElementWiseLog", total)) if log else e.div(powers, total)

@@ -15,7 +15,7 @@ from npukit.lowering.emitter import Emitter
 from npukit.lowering.registry import lowers
 from npukit.qnn.graph import Tensor
 
-from .forms import Form, Native, elementwise, maximum
+from .forms import Form, Native, elementwise, exponential, maximum
 
 # Abramowitz and Stegun, Handbook of Mathematical Functions, 7.1.26: absolute error below 1.5e-7.
 _ERF_P = 0.3275911
@@ -32,7 +32,7 @@ def _abs(e: Emitter, x: Tensor) -> Tensor:
 
 
 def _exp(e: Emitter, x: Tensor) -> Tensor:
-    return e.unary("ElementWiseExp", x)
+    return exponential(e, x)
 
 
 def _log(e: Emitter, x: Tensor) -> Tensor:
