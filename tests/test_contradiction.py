@@ -37,6 +37,13 @@ def lowered(text: str) -> None:
             "the input of this name",
             id="default-of-another-type",
         ),
+        pytest.param(
+            f"{HEAD} g (float[3,4,2] x, float[4] s, float[4] b) => (float[3,4,2,2] y)"
+            "{ y = GroupNormalization <num_groups = 2> (x, s, b) }",
+            NpukitError,
+            "do not fit|static shape|declared|cannot be",
+            id="output-of-another-rank",
+        ),
     ],
 )
 def test_what_cannot_be_is_an_error_with_its_reason(text: str, kind: type[NpukitError], sentence: str) -> None:

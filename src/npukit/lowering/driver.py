@@ -251,6 +251,11 @@ def _outputs(emitter: Emitter, source: ir.Graph, options: LowerOptions) -> list[
             emitter.graph.outputs.append(_output(emitter, value, taken, options))
         except Unsupported as fault:
             faults.append(Fault(f"{fault.reason} [{fault.kind}]", f"output {value.name!r}", fault.hint))
+        except (ValueError, IndexError) as error:
+            node = value.producer()
+            if node is None:
+                raise
+            faults.append(_contradicted(node, error))
     return faults
 
 

@@ -18,7 +18,8 @@ def inline_functions(model: ir.Model) -> None:
     """Replace every call of a model-local function by its body, nested calls included.
 
     Raises:
-        ModelError: functions that call one another in a circle, or whose expansion is unreasonably large.
+        ModelError: functions that call one another in a circle, or whose expansion is unreasonably large,
+            or that the inliner does not know how to inline.
     """
     if not model.functions:
         return
@@ -26,7 +27,10 @@ def inline_functions(model: ir.Model) -> None:
     for function in model.functions.values():
         # every node knows its own opset since prepare_graph, so a body of another opset than the model's is no conflict
         function.opset_imports.update({d: v for d, v in model.opset_imports.items() if d in function.opset_imports})
-    InlinePass()(model)
+    try:
+        InlinePass()(model)
+    except ValueError as error:  # a parameter that is a graph, above all
+        raise ModelError(f"the model's functions cannot be inlined: {error}") from error
     model.functions.clear()
     used: set[str] = set()
     for number, node in enumerate(model.graph.all_nodes()):
