@@ -3,9 +3,9 @@
 """One case: made from its name, handed to the real verbs in a reused worker, and judged.
 
 Fine is success, or an error of npukit in one paragraph that leaves nothing behind. Bad is any other exception, a
-hang, a traceback, something left in the output folder. What kills the worker, or exceeds its time or memory, is tried
-again through the verb as a user calls it, with a worker of its own: that outcome counts, so that a case is not
-blamed for what an earlier one did to the process.
+hang outside of native code, a traceback, something left in the output folder. What kills the worker, or exceeds its
+time or memory, is tried again through the verbs as a user calls them, with a worker of its own: that outcome counts,
+so that a case is not blamed for what an earlier one did to the process.
 """
 
 from __future__ import annotations
@@ -228,7 +228,7 @@ def _verdict(case: Case, stages: tuple[str, ...], error: NpukitError | None, why
     if error is None:
         return Verdict(case.name, case.kind, "bad" if why else "done", stages, why=why, detail=detail)
     died = isinstance(error, WorkerDied)
-    if died and "gave no answer within" in error.what:
+    if died and "gave no answer within" in error.what and not _IN_NATIVE.search(error.what):
         why = why or "a hang"
     outcome = "bad" if why else "died" if died else "refused"
     return Verdict(
@@ -289,6 +289,9 @@ def _stages(case: Case, watch: _Watch, error: BaseException | None) -> tuple[str
         passed.append("native")
     return tuple(passed)
 
+
+# Changed code of a context binary may well loop: the time limit is what ends that, and it is listed.
+_IN_NATIVE = re.compile(r"during (graphExecute|graphFinalize|contextCreateFromBinary|composeGraphs|system\w+)")
 
 # The last native call of an artifact's run -> how many stages it got through before.
 _REACHED = {"systemDlcCreateFromFile": 1, "composeGraphs": 1, "load": 2, "backendValidateOpConfig": 2, "compose": 3,
