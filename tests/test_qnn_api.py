@@ -23,6 +23,7 @@ from npukit.qnn.api import declarations as d
 from npukit.qnn.api import libraries, marshal, native
 from npukit.qnn.api.hazards import hazard
 from npukit.qnn.api.native import NativeLock
+from npukit.qnn.api.quiet import quiet_fds
 from npukit.qnn.graph import DType, Encoding, Op, Param, Tensor, TensorKind
 
 # ---- layouts: shared/reference/qnn_abi.md section 4, 6; qnn_more.md section 6
@@ -423,7 +424,7 @@ def test_tidy_compacts_the_vendors_lists():
 
 
 def test_quiet_fds_keeps_native_output_off_ours(capfd, caplog):
-    with caplog.at_level(logging.DEBUG, logger="npukit.native"), native.quiet_fds(), native.quiet_fds():
+    with caplog.at_level(logging.DEBUG, logger="npukit.native"), quiet_fds(), quiet_fds():
         os.write(1, b"Starting stage\n")
         os.write(2, b"LIBNATIVE\n")
     os.write(1, b"ours\n")

@@ -15,7 +15,7 @@ import pytest
 from npukit.errors import ArtifactError, GraphError, InputError, MissingDependency, NativeError, NpukitError, UsageError
 from npukit.qnn.api import libraries
 from npukit.qnn.api.backend import Backend, Context, GraphOptions, Profile
-from npukit.qnn.api.native import quiet_fds
+from npukit.qnn.api.quiet import quiet_fds
 from npukit.qnn.graph import DType, Encoding, Graph, Op, Param, Tensor, TensorKind
 
 pytestmark = pytest.mark.native

@@ -9,7 +9,6 @@ else V73, on which everything portable must hold.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,11 +19,11 @@ from npukit import targets
 from npukit.errors import Fault, GraphError, ModelError, UsageError, nearest
 from npukit.qnn.api.backend import Backend, Context, on_device
 from npukit.qnn.api.execution import Event, GraphHandle, Profile
-from npukit.qnn.api.native import quiet_fds
+from npukit.qnn.api.quiet import quiet_fds
 from npukit.qnn.graph import Graph, Model
 from npukit.runtime.contract import Array, Port, held_ports, ignored_ports, native_ports, numpy_name, ports_of
 from npukit.runtime.engine import Description, Placement, ProfileEvent, Request
-from npukit.worker import in_worker, note
+from npukit.worker import note
 
 if TYPE_CHECKING:
     from npukit.artifacts.stamp import Stamp
@@ -136,7 +135,7 @@ def _from_binary(request: Request, path: Path) -> QnnEngine:
     name = _pick(list(info.model.graphs), request.graph, path.name)
     backend = _backend(request.backend, _binary_soc(request, info, path.name))
     try:
-        with _quiet():
+        with quiet_fds():
             context = Context.from_binary(backend, map_file(path))
             handle = context.graph(name)
         graph = Graph(name, handle.inputs, handle.outputs)
@@ -164,19 +163,13 @@ def _binary_soc(request: Request, info: BinaryInfo, where: str) -> int | None:
 
 
 def _backend(name: str, soc_id: int | None) -> Backend:
-    with _quiet():
-        return Backend(name.removeprefix("qnn-"), soc_id=soc_id)
-
-
-def _quiet() -> contextlib.AbstractContextManager[None]:
-    """Keep what the library prints off this process's own output; a worker's descriptors are pipes already."""
-    return contextlib.nullcontext() if in_worker() else quiet_fds()
+    return Backend(name.removeprefix("qnn-"), soc_id=soc_id)
 
 
 def _compose(backend: Backend, graph: Graph) -> GraphHandle:
     """`graph` validated, composed and finalized."""
     faults = []
-    with _quiet():
+    with quiet_fds():
         for op in graph.ops:
             reason = backend.validate(op)
             if reason is not None:
@@ -318,7 +311,7 @@ class QnnEngine:
 
     def close(self) -> None:
         """Free graph, context, device and backend."""
-        with _quiet():
+        with quiet_fds():
             self._backend.close()
 
 

@@ -16,6 +16,7 @@ from npukit.qnn.api import declarations as d
 from npukit.qnn.api import marshal
 from npukit.qnn.api.hazards import hazard
 from npukit.qnn.api.native import LOCK, failure
+from npukit.qnn.api.quiet import quiet_fds
 from npukit.qnn.graph import Array, Graph, Op, Tensor, TensorKind
 
 if TYPE_CHECKING:
@@ -228,13 +229,9 @@ class GraphHandle:
         """Compiles the graph for its target; may take minutes. For the DLC writer: writes the file."""
         self._owner.handle  # noqa: B018 (raises when closed)
         worker.note(f"graphFinalize of graph {self.name} on {self._owner.backend.role}")
-        self._owner.backend.call(
-            "graphFinalize",
-            self._handle,
-            None if profile is None else profile.handle,
-            None,
-            where=f"graph {self.name}",
-        )
+        handle = None if profile is None else profile.handle
+        with quiet_fds():  # libQnnHtp prints its stages to fd 1 by itself
+            self._owner.backend.call("graphFinalize", self._handle, handle, None, where=f"graph {self.name}")
         self.finalized = True
 
     def execute(self, inputs: Sequence[Array], outputs: Sequence[Array], profile: Profile | None = None) -> None:

@@ -33,6 +33,7 @@ from typing import Any
 
 from npukit.errors import MissingDependency, NativeError, NpukitError, UsageError, nearest
 from npukit.qnn.api import declarations as d
+from npukit.qnn.api.quiet import quiet_fds
 
 log = logging.getLogger(__name__)
 
@@ -171,7 +172,8 @@ def _open(path: Path, role: str) -> Loaded:
     if sys.platform == "win32":
         os.add_dll_directory(str(path.parent))
     try:
-        library = ctypes.CDLL(str(path))
+        with quiet_fds():  # the emulator prints a line of its own when it is loaded
+            library = ctypes.CDLL(str(path))
     except OSError as error:
         raise NativeError(f"cannot load the library: {error}", where=str(path)) from None
     system = role == "system"

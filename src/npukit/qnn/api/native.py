@@ -1,19 +1,16 @@
 # SPDX-FileCopyrightText: npukit contributors
 # SPDX-License-Identifier: Apache-2.0
-"""What every native call shares: the lock, the vendor's log lines, errors, and the library's stdout."""
+"""What every native call shares: the lock, the vendor's log lines, and errors."""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
 import logging
-import os
 import re
-import sys
-import tempfile
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from npukit.errors import NativeError
@@ -150,66 +147,3 @@ def failure(functions: Functions, code: int, call: str, where: str, vendor: str 
     """The NativeError of a failed call; `vendor` is what the library logged about it."""
     text = f"{call} failed: {describe(functions, code)}"
     return NativeError(f"{text}: {vendor}" if vendor else text, where=where, hint=hint)
-
-
-# ---------------------------------------------------------------------------------- fds 1 and 2
-
-_quiet = threading.RLock()
-_depth = 0
-
-
-@contextlib.contextmanager
-def quiet_fds() -> Iterator[None]:
-    """Keeps what native code prints to fds 1 and 2 off the process's own output; its lines become DEBUG records.
-
-    For in-process use (a worker's fds are pipes already). The diversion is process-wide, so other threads' prints in
-    the meantime are caught too. Nested uses are no-ops; a process without valid fds is left alone.
-    """
-    global _depth
-    with _quiet:
-        _depth += 1
-        try:
-            saved = _divert() if _depth == 1 else None
-            if saved is None:
-                yield
-                return
-            sink, copies = saved
-            try:
-                yield
-            finally:
-                _restore(sink, copies)
-        finally:
-            _depth -= 1
-
-
-def _divert() -> tuple[Any, list[int]] | None:
-    _flush()
-    try:
-        copies = [os.dup(1), os.dup(2)]
-    except OSError:
-        return None
-    sink = tempfile.TemporaryFile()  # noqa: SIM115 (closed in _restore)
-    for fd in (1, 2):
-        os.dup2(sink.fileno(), fd)
-    return sink, copies
-
-
-def _restore(sink: Any, copies: list[int]) -> None:
-    _flush()
-    for fd, copy in zip((1, 2), copies, strict=True):
-        os.dup2(copy, fd)
-        os.close(copy)
-    with sink:
-        if native_log.isEnabledFor(logging.DEBUG):
-            sink.seek(0)
-            for line in sink.read(1 << 20).decode("utf-8", "replace").splitlines():
-                if line.strip():
-                    native_log.debug("%s", line.rstrip())
-
-
-def _flush() -> None:
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(Exception):
-            stream.flush()
-    with contextlib.suppress(Exception):
-        (ctypes.cdll.msvcrt if sys.platform == "win32" else ctypes.CDLL(None)).fflush(None)
