@@ -12,7 +12,7 @@ CONFORMANCE_OUT ?= results/conformance
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup demo check lint unit test test-all conformance bench soak fuzz sbom wheel docs-api clean
+.PHONY: help setup demo check lint unit test test-all conformance networks bench soak fuzz sbom wheel docs-api clean
 .DELETE_ON_ERROR:
 
 help:
@@ -22,6 +22,7 @@ help:
 	@echo "make test-all     also the slow tests and the conformance variants with constant inputs (hours)"
 	@echo "make lint         ruff, mypy, import-linter"
 	@echo "make conformance  the ONNX backend tests over all three paths; writes docs/op-coverage.md"
+	@echo "make networks     eight real networks at full size on both backends; writes docs/results/networks.md"
 	@echo "make bench        cost against bare C calls and ONNX Runtime's QNN provider"
 	@echo "make soak         10,000 runs, 1,000 sessions, 4 threads: nothing grows, nothing is mixed up"
 	@echo "make fuzz         mutated model files against every loader"

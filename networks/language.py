@@ -95,7 +95,8 @@ def bert(layers: int, width: int, heads: int, vocabulary: int, positions: int) -
         x = b.layer_norm(b.op("Add", b.op("Add", words, kinds), places), width, "LayerNorm", 1e-12)
     for i in range(layers):
         with b.scope(f"layer.{i}"):
-            x = b.layer_norm(b.op("Add", _attention(b, x, width, heads, bias, gain=1.5, share=0.5), x), width, "LayerNorm0", 1e-12)
+            y = _attention(b, x, width, heads, bias, gain=1.5, share=0.5)
+            x = b.layer_norm(b.op("Add", y, x), width, "LayerNorm0", 1e-12)
             y = b.linear(b.gelu(b.linear(x, width, 4 * width, "intermediate")), 4 * width, width, "output", gain=0.5)
             x = b.layer_norm(b.op("Add", y, x), width, "LayerNorm1", 1e-12)
     first = b.op("Gather", x, b.constant(0), axis=1)
@@ -163,7 +164,7 @@ def _rotary(b: Builder, length: str, head: int) -> tuple[str, str]:
 
 
 def _rotate(b: Builder, x: str, head: int, cosine: str, sine: str) -> str:
-    """x * cos + rotate_half(x) * sin."""
+    """The rotary embedding: x * cos + rotate_half(x) * sin."""
     low, high = b.slice(x, 3, 0, head // 2), b.slice(x, 3, head // 2)
     turned = b.op("Concat", b.op("Neg", high), low, axis=-1)
     return b.op("Add", b.op("Mul", x, cosine), b.op("Mul", turned, sine))

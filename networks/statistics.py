@@ -19,7 +19,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 Array = npt.NDArray[Any]
-_ALIKE = 0.8  # cosine between the scores of two inputs that is small enough, with a margin to the 0.9 that tests ask for
+_ALIKE = 0.8  # cosine between the scores of two inputs that will do, with a margin to the 0.9 of the tests
 
 
 def run(model: onnx.ModelProto, feeds: Mapping[str, Array]) -> dict[str, Array]:
