@@ -71,6 +71,9 @@ $(PEER):
 	$(PYTHON) -m venv .venv-peer
 	$@ -m pip install --quiet onnxruntime==1.24.4 onnxruntime-qnn==2.3.0
 
+networks: $(READY)
+	$(BIN)/python -m networks --markdown docs/results/networks.md
+
 bench: $(READY) $(PEER)
 	@mkdir -p results
 	$(BIN)/python -m benchmarks --peer-python $(PEER) --json results/bench.json --markdown docs/results/bench.md
