@@ -34,6 +34,7 @@ OTHERS = {
     "npukit.analysis.compare": ("Criteria", "Metrics"),
     "npukit.verbs.export": ("ExportResult",),
     "npukit.verbs.doctor": ("DoctorResult",),
+    "npukit.verbs.libs": ("LibsResult",),
     "npukit.artifacts.stamp": ("Stamp", "IoTensor"),
     "npukit.targets": ("Target",),
     "npukit.errors": (
@@ -54,9 +55,8 @@ def page() -> str:
         " the tests, in a folder that holds the files of `examples/digits`, `digits.dlc` made from `digits.onnx`, and"
         " `image.npy`, one image; `npukit` and `np` are imported.",
     ]
-    for name in npukit.__all__:
-        if not name.startswith("__"):
-            parts += _public(f"npukit.{name}", getattr(npukit, name))
+    for name, value in _documented():
+        parts += _public(f"npukit.{name}", value)
     parts += ["## What they return, take and raise"]
     for home, names in OTHERS.items():
         module = importlib.import_module(home)
@@ -65,12 +65,17 @@ def page() -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def _documented() -> Iterator[tuple[str, Any]]:
+    """The public functions and classes; those of `npukit.errors` stand among what they raise."""
+    for name in npukit.__all__:
+        value = getattr(npukit, name)
+        if callable(value):
+            yield name, value
+
+
 def examples() -> Iterator[tuple[str, str]]:
     """Qualified name and docstring of every public function, class and method that has a docstring."""
-    for name in npukit.__all__:
-        if name.startswith("__"):
-            continue
-        value = getattr(npukit, name)
+    for name, value in _documented():
         yield f"npukit.{name}", inspect.getdoc(value) or ""
         if isinstance(value, type):
             for inner, member in _members(value):

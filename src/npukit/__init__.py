@@ -18,6 +18,7 @@ __version__ = "0.1.0"
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 if TYPE_CHECKING:
+    from npukit import errors
     from npukit.errors import NpukitError
     from npukit.runtime.session import Session
     from npukit.verbs.bench import bench
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from npukit.verbs.doctor import doctor
     from npukit.verbs.export import export
     from npukit.verbs.inspect import inspect
+    from npukit.verbs.libs import libs
     from npukit.verbs.run import run
     from npukit.verbs.verify import verify
 
@@ -41,6 +43,7 @@ _HOMES = {
     "doctor": "npukit.verbs.doctor",
     "export": "npukit.verbs.export",
     "inspect": "npukit.verbs.inspect",
+    "libs": "npukit.verbs.libs",
     "run": "npukit.verbs.run",
     "verify": "npukit.verbs.verify",
 }
@@ -54,14 +57,18 @@ __all__ = [
     "convert",
     "diff",
     "doctor",
+    "errors",
     "export",
     "inspect",
+    "libs",
     "run",
     "verify",
 ]
 
 
 def __getattr__(name: str) -> Any:
+    if name == "errors":
+        return importlib.import_module("npukit.errors")
     home = _HOMES.get(name)
     if home is None:
         raise AttributeError(f"module 'npukit' has no attribute {name!r}")
@@ -71,4 +78,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOMES})
+    return sorted({*globals(), *__all__})

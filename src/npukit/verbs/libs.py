@@ -56,6 +56,10 @@ def libs(options: LibsOptions) -> LibsResult:
     Raises:
         UsageError: an unknown action, or a version that is none.
         MissingDependency: the version cannot be had.
+
+    Example:
+        >>> {"cpu", "htp", "ir", "system"} <= {row["role"] for row in npukit.libs().rows if row["chosen"]}
+        True
     """
     from npukit.qnn.api import libraries
 
