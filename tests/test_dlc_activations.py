@@ -8,8 +8,11 @@ import math
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
+from onnx import TensorProto, helper
 
+import npukit
 from npukit import Session
 from npukit.artifacts import dlc
 from npukit.qnn.graph import DType, Graph, Model, Op, Param, Tensor, TensorKind
@@ -45,3 +48,34 @@ def test_an_activation_survives_a_dlc(kind, params, function, error, tmp_path: P
     with Session(path, backend="qnn-cpu") as session:
         result = session.run({"x": X})["y"]
     np.testing.assert_allclose(result, function(X.astype(np.float64)), atol=error)
+
+
+def swish(x):
+    return x * sigmoid(x)
+
+
+@pytest.mark.native
+@pytest.mark.parametrize("largest", [9.0, 100.0, 30000.0])
+@pytest.mark.parametrize(
+    ("nodes", "function"),
+    [
+        ([("Exp", "x", "y")], lambda x: np.exp(np.minimum(x, 9))),
+        ([("Sigmoid", "x", "y")], sigmoid),
+        ([("Sigmoid", "x", "s"), ("Mul", "x s", "y")], swish),
+    ],
+    ids=["Exp", "Sigmoid", "Swish"],
+)
+def test_the_htp_is_right_far_from_zero(nodes, function, largest, tmp_path: Path) -> None:
+    """Its Exp gives 131008 below -88, its Divide nonsense for divisors above 16384: lowerings keep away from both."""
+    x = np.linspace(-largest, min(largest, 9.0) if nodes[0][0] == "Exp" else largest, X.size, dtype=np.float32)
+    infos = [helper.make_tensor_value_info(name, TensorProto.FLOAT, X.shape) for name in "xy"]
+    made = [helper.make_node(kind, inputs.split(), [output]) for kind, inputs, output in nodes]
+    graph = helper.make_graph(made, "graph", infos[:1], infos[1:])
+    source = tmp_path / "model.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), source)
+    npukit.convert(source, tmp_path / "model.dlc", verify=False)
+    with Session(tmp_path / "model.dlc", backend="qnn-htp") as session:
+        result = session.run({"x": x.reshape(X.shape)})["y"]
+    with np.errstate(over="ignore"):
+        expected = function(x.astype(np.float64)).reshape(X.shape)
+    np.testing.assert_allclose(result, expected, rtol=5e-3, atol=1e-3 * max(1.0, np.abs(expected).max() / 1000))
