@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import npukit
 from npukit.errors import ArtifactError, GraphError, NativeError
 from npukit.qnn.api import capture, marshal
 from npukit.qnn.api import declarations as c
@@ -362,6 +363,10 @@ def test_a_model_library_of_any_table_size(tmp_path: Path, slots: int) -> None:
     weight = op.inputs[1]
     assert weight is not None
     np.testing.assert_array_equal(weight.data, np.array([[1, 2, 3, 4]], np.float32))
+    result = npukit.export(path, tmp_path / "lib.onnx")
+    assert (result.graph, result.kept) == ("lib", {})
+    with npukit.Session(result.path) as session:
+        assert session.run({"x": np.full((1, 4), 2, np.float32)})["y"].tolist() == [[2, 4, 6, 8]]
 
 
 def test_libraries_that_are_no_model(tmp_path: Path) -> None:

@@ -119,6 +119,7 @@ def test_shell_completion_offers_the_verbs():
         (["convert", "x.onnx", "--target", "sm8651"], 2, "did you mean 'sm8650'?"),
         (["convert", "nowhere.onnx"], 2, "nowhere.onnx"),
         (["verify", "x.dlc"], 2, "--against"),
+        (["convert", "x.onnx", "--random", "0"], 2, "--random: at least one sample"),
         (["run", "nowhere.onnx", "--random", "1"], 2, "no such file"),
         (["libs", "remove"], 2, "add, list"),
         (["inspect", "nowhere.dlc"], 2, "no such file"),

@@ -11,14 +11,14 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
 
 from npukit import log as progress
 from npukit.analysis import compare, text
-from npukit.analysis.samples import Array, InputInfo, Sample, Samples
+from npukit.analysis.samples import Array, InputInfo, Samples
 from npukit.errors import Fault, InputError, nearest
 
 log = logging.getLogger(__name__)
@@ -360,13 +360,3 @@ def input_infos(model: Runner, reference: Runner) -> list[InputInfo]:
     found = {info.name: info for info in reference.inputs}
     found.update({info.name: info for info in model.inputs})
     return list(found.values())
-
-
-def run_all(runner: Runner, runs: Sequence[Sample]) -> list[Mapping[str, Any]]:
-    """Outputs of each run."""
-    return [runner.run(sample) for sample in runs]
-
-
-def with_divergence(outcome: Verification, sentence: str) -> Verification:
-    """The outcome with the first tensor that diverges named."""
-    return replace(outcome, diverges=sentence)

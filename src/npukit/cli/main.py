@@ -41,7 +41,7 @@ VERBS: dict[str, tuple[str, str, str, str]] = {
     "bench": ("npukit.verbs.bench", "BenchOptions", "bench", "Measure how long models take to load and to run."),
     "inspect": ("npukit.verbs.inspect", "InspectOptions", "inspect", "Show what a model or artifact holds."),
     "diff": ("npukit.verbs.diff", "DiffOptions", "diff", "Show what differs between two models or artifacts."),
-    "export": ("npukit.verbs.export", "ExportOptions", "export", "Turn a DLC into an ONNX model."),
+    "export": ("npukit.verbs.export", "ExportOptions", "export", "Turn a DLC or model library into an ONNX model."),
     "doctor": ("npukit.verbs.doctor", "DoctorOptions", "doctor", "Show the libraries found and what works here."),
     "targets": ("npukit.verbs.targets", "TargetsOptions", "targets", "List the chips that npukit knows."),
     "libs": ("npukit.verbs.libs", "LibsOptions", "libs", "List or add versions of Qualcomm's libraries."),

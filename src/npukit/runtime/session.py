@@ -478,7 +478,7 @@ def _request(
 
 _KIND_WORDS = {"onnx": "an ONNX model", "dlc": "a DLC", "context": "a context binary"}
 _FOREIGN_MAGIC = {
-    b"\x7fELF": "it is a model library or program; capture it to a DLC first",
+    b"\x7fELF": "it is a model library or program; npukit export makes ONNX of a model library",
     b"MZ": "it is a Windows library or program",
     b"IMOD": "it is an Ascend .om file",
     b"\x93NUMPY": "it is a numpy array; a model is wanted here",

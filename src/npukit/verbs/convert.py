@@ -219,6 +219,8 @@ def convert(options: ConvertOptions) -> ConvertResult:
     """
     from npukit.targets import resolve
 
+    if options.random is not None and options.random < 1:
+        raise UsageError("at least one sample is needed", where="--random")
     targets = tuple(target.name for target in resolve(options.target))
     output = options.output or options.model.with_suffix(".dlc")
     with isolated(in_process=options.in_process, timeout=options.timeout) as call:

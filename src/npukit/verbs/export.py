@@ -1,12 +1,12 @@
 # SPDX-FileCopyrightText: npukit contributors
 # SPDX-License-Identifier: Apache-2.0
-"""`npukit export`: a DLC, whoever made it, becomes an ONNX model that ONNX Runtime runs and a viewer opens."""
+"""`npukit export`: a DLC or model library, whoever made it, becomes an ONNX model that ONNX Runtime runs."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from npukit import files, log
 from npukit.analysis import text
@@ -14,14 +14,21 @@ from npukit.errors import UsageError
 from npukit.verbs.isolate import isolated
 from npukit.verbs.options import arg, opt, verb
 
+if TYPE_CHECKING:
+    from npukit.qnn.graph import Model
+
 _EMBED_LIMIT = 1_500_000_000  # one protobuf holds 2 GiB; above this the weights go to a file beside it
 
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """Turn a DLC into an ONNX model. Ops without ONNX expression are kept as nodes of domain qti.aisw and listed."""
+    """Turn a DLC or model library into an ONNX model.
 
-    model: Path = arg("the DLC")
+    Ops without ONNX expression are kept as nodes of domain qti.aisw and listed. The code in a model library (.so, .dll)
+    is run to read it: export only one that you trust.
+    """
+
+    model: Path = arg("the DLC or model library")
     output: Path | None = opt(None, "The ONNX file to write [MODEL.onnx].", "-o", "--out", parse=Path, metavar="FILE")
     graph: str | None = opt(None, "Graph to export, where the file holds several.", metavar="NAME")
     quantized: str = opt("qdq", "Encodings as Q/DQ nodes, or ignored.", choices=("qdq", "float"))
@@ -73,10 +80,10 @@ class ExportResult:
 
 @verb(ExportOptions)
 def export(options: ExportOptions) -> ExportResult:
-    """Write the graph of a DLC as ONNX to `output`: native tensors in and out, tensor names as value names.
+    """Write the graph of a DLC or model library as ONNX to `output`, with native tensors in and out under their names.
 
     Raises:
-        NpukitError: the file is no DLC or is broken; the output cannot be written.
+        NpukitError: the file is neither, or is broken; the output cannot be written.
 
     Example:
         >>> result = npukit.export("digits.dlc", output="back.onnx")
@@ -89,18 +96,12 @@ def export(options: ExportOptions) -> ExportResult:
 
 
 def _export(options: ExportOptions) -> ExportResult:
-    from npukit.artifacts import dlc
     from npukit.raising import raise_graph, unraised
     from npukit.runtime.qnn import pick_graph
-    from npukit.runtime.session import file_kind
 
-    kind = file_kind(options.model)
-    if kind != "dlc":
-        what = "it is ONNX already" if kind == "onnx" else "a context binary holds compiled code, not a graph"
-        raise UsageError(what, where=str(options.model), hint="export takes a DLC")
     output = options.output or options.model.with_suffix(".onnx")
-    log.report("reading the DLC", 0.0)
-    model, _ = dlc.read(options.model)
+    log.report(f"reading {options.model.name}", 0.0)
+    model = _read(options.model)
     graph = pick_graph(model, options.graph, str(options.model))
     log.report("raising", 0.3)
     raised = raise_graph(graph, quantized=options.quantized)  # type: ignore[arg-type]
@@ -112,6 +113,20 @@ def _export(options: ExportOptions) -> ExportResult:
     nodes = sum(1 for _ in raised.graph)
     opset = raised.opset_imports.get("", 0)
     return ExportResult(output, size, graph.name, len(graph.ops), nodes, opset, kept)
+
+
+def _read(path: Path) -> Model:
+    from npukit.artifacts import dlc
+    from npukit.qnn.api.capture import capture_library
+    from npukit.runtime.session import file_kind
+
+    if path.suffix.lower() in (".so", ".dll") and path.is_file():
+        return capture_library(path)
+    kind = file_kind(path)
+    if kind != "dlc":
+        what = "it is ONNX already" if kind == "onnx" else "a context binary holds compiled code, not a graph"
+        raise UsageError(what, where=str(path), hint="export takes a DLC or a model library")
+    return dlc.read(path)[0]
 
 
 def _write(model: Any, output: Path, weight_bytes: int) -> int:
