@@ -210,6 +210,18 @@ def test_a_hang_is_ended():
         assert not one.alive
 
 
+def test_reading_that_loops_is_ended_by_the_worker_itself():
+    with Worker() as one:
+        one.call("npukit._probe:hang", 0.01, limit=0.5)
+        time.sleep(0.6)  # a limit that was kept does nothing later
+        assert one.alive
+        with pytest.raises(WorkerDied, match=r"took too long and was ended during graphExecute 'probe'"):
+            one.call("npukit._probe:hang", 60, limit=0.5)
+    with worker.at_most(0.01):  # outside of a worker there is nobody to tell
+        time.sleep(0.05)
+    assert worker.reading_limit(10**9) > worker.reading_limit(0) >= 30
+
+
 @linux
 def test_the_memory_limit_holds():
     with Worker(memory_limit=100 << 20) as one:

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import signal
@@ -13,7 +14,7 @@ from typing import Any
 
 from npukit import log
 from npukit.errors import Fault, ModelError
-from npukit.worker import note
+from npukit.worker import at_most, note
 
 
 def echo(*args: Any, **kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -52,10 +53,11 @@ def leave(status: int) -> None:
     os._exit(status)
 
 
-def hang(seconds: float) -> None:
-    """Not answer for some time."""
+def hang(seconds: float, limit: float | None = None) -> None:
+    """Not answer for some time; with `limit` only as long as that allows."""
     note("graphExecute 'probe'")
-    time.sleep(seconds)
+    with contextlib.nullcontext() if limit is None else at_most(limit):
+        time.sleep(seconds)
 
 
 def allocate(size: int) -> int:

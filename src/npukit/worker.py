@@ -37,6 +37,7 @@ _native = logging.getLogger(log.NATIVE)
 _NOTE_SIZE = 4096
 _NOTE_HEAD = struct.Struct("<I")
 _CLOSE_SECONDS = 5.0
+_TOO_LONG = 124  # the child's exit status when `at_most` ended it
 _MEMORY_POLL_SECONDS = 0.05
 # Without a limit the wait is still cut into pieces: on Windows a bare wait does not see Ctrl-C.
 _WAIT_SECONDS = 0.5 if os.name == "nt" else 3600.0
@@ -73,6 +74,29 @@ def note_into(buffer: mmap.mmap) -> None:
     """Make `note` write to `buffer`; called by the worker process at its start."""
     global _note
     _note = buffer
+
+
+@contextlib.contextmanager
+def at_most(seconds: float) -> Iterator[None]:
+    """End this worker process if the body takes longer: native code loops on some damaged files.
+
+    The parent gets a `WorkerDied` with the last `note`. No-op outside a worker.
+    """
+    if _note is None:
+        yield
+        return
+    timer = threading.Timer(seconds, os._exit, (_TOO_LONG,))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def reading_limit(size: int) -> float:
+    """Seconds that reading a file of `size` bytes may take before it counts as a loop."""
+    return 60.0 + size / 10e6
 
 
 def in_worker() -> bool:
@@ -476,6 +500,8 @@ def _how(code: int | None) -> str:
             name = f"signal {-code}"
         memory = " (often the system's answer to a lack of memory)" if name == "SIGKILL" else ""
         return f"was ended by {name}{memory}"
+    if code == _TOO_LONG:
+        return "took too long and was ended"
     if code & 0xFFFFFFFF in _WINDOWS_DEATHS:
         return f"was ended by an {_WINDOWS_DEATHS[code & 0xFFFFFFFF]}"
     return f"ended by itself with status {code}"

@@ -296,7 +296,8 @@ class Context:
         handle = c_void_p()
         worker.note(f"contextCreateFromBinary of {view.nbytes} bytes")
         arguments = (backend.handle, backend.device, None, view.ctypes.data, view.nbytes, byref(handle), None)
-        backend.call("contextCreateFromBinary", *arguments, where="context binary")
+        with worker.at_most(worker.reading_limit(view.nbytes)):
+            backend.call("contextCreateFromBinary", *arguments, where="context binary")
         return cls(backend, handle, stored)
 
     def close(self) -> None:

@@ -65,7 +65,7 @@ def _graphs(info: d.BinaryInfo, backend_id: int) -> list[BinaryGraph]:
     graphs = [info.graphs[i] for i in range(_bounded(info.numGraphs))]
     return [
         BinaryGraph(
-            graph.name.decode("utf-8", "replace"),
+            (graph.name or b"").decode("utf-8", "replace"),
             tuple(_tensor(graph.inputs[i]) for i in range(_bounded(graph.numInputs))),
             tuple(_tensor(graph.outputs[i]) for i in range(_bounded(graph.numOutputs))),
         )

@@ -388,7 +388,7 @@ class _Dlc:
     def __init__(self, path: Path, functions: Functions) -> None:
         self.handle = c_void_p()
         worker.note(f"systemDlcCreateFromFile of {path.name}")
-        with LOCK:
+        with LOCK, worker.at_most(worker.reading_limit(path.stat().st_size if path.exists() else 0)):
             code = functions.systemDlcCreateFromFile(None, os.fsencode(path), byref(self.handle)) & c.ERROR_MASK
         if code:
             raise ArtifactError(f"libQnnSystem cannot open the DLC (code {code})", where=str(path), hint=_DAMAGED)
@@ -452,7 +452,7 @@ def _compose(
     graphs, count = POINTER(c.GraphInfo)(), c_uint32()
     worker.note(f"composeGraphs of {path.name}")
     backend, context = c_void_p(1), c_void_p(2)  # opaque to the library; it only hands them back to us
-    with LOCK:
+    with LOCK, worker.at_most(worker.reading_limit(path.stat().st_size)):
         code = compose(dlc.handle, None, 0, backend, context, table, 1, byref(graphs), byref(count)) & c.ERROR_MASK
     recorder.check(str(path))
     if code:

@@ -82,7 +82,7 @@ def binary_info(data: Buffer, *, where: str = "") -> BinaryInfo:
     functions = library.load().functions
     handle, info, size = c_void_p(), POINTER(c.BinaryInfo)(), c_uint64()
     worker.note(f"systemContextGetBinaryInfo of {view.nbytes} bytes")
-    with LOCK:
+    with LOCK, worker.at_most(worker.reading_limit(view.nbytes)):
         code = functions.systemContextCreate(byref(handle)) & c.ERROR_MASK
         if code:
             raise NativeError(f"systemContextCreate failed: {describe(functions, code)}", where=where)
