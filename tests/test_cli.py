@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
 import npukit
@@ -340,6 +341,18 @@ def test_cut_models_verify_against_the_inner_tensor(tmp_path):
     assert result.exit_code == 0
     assert [output.name for output in result.verification.outputs] == ["conv1.relu"]
     assert result.converted.cut
+
+
+@pytest.mark.native
+def test_convert_says_what_float64_loses(tmp_path):
+    helper = onnx.helper
+    info = [helper.make_tensor_value_info(name, onnx.TensorProto.DOUBLE, [1, 2]) for name in ("x", "y")]
+    weight = onnx.numpy_helper.from_array(np.array([0.5, 1 + 2**-30]), "w")
+    graph = helper.make_graph([helper.make_node("Mul", ["x", "w"], ["y"])], "g", info[:1], info[1:], [weight])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)]), tmp_path / "m.onnx")
+    notes = npukit.convert(tmp_path / "m.onnx", dry_run=True).converted.notes
+    assert "float64 is held as float32: constants change by at most 9.3e-10 of their value (in 'w')" in notes
+    assert not any("float64" in note for note in npukit.convert(DIGITS / "digits.onnx", dry_run=True).converted.notes)
 
 
 def test_errors_of_verbs_are_npukit_errors(tmp_path):

@@ -302,6 +302,7 @@ def _convert(options: ConvertOptions, path: Path | None) -> Converted:
     targets = resolve(options.target)
     log.report("reading the model", 0.0)
     normalized = load(options.model, _load_options(options))
+    notes = [*normalized.notes, *_double_notes(normalized.model)]
     log.report("lowering", 0.2)
     lower_options = LowerOptions(
         name=Names().legal(options.model.stem), float_bitwidth=int(options.float_bitwidth), io_layout=options.io_layout
@@ -338,7 +339,7 @@ def _convert(options: ConvertOptions, path: Path | None) -> Converted:
         source_ops=len(lowered.report),
         weight_bytes=lowered.graph.static_bytes(),
         gflop=cost.flops(lowered.graph) / 1e9,
-        notes=(*normalized.notes, *_form_notes(lowered)),
+        notes=(*notes, *_form_notes(lowered)),
         cut=tuple(normalized.cut),
         constants=tuple(lowered.folded),
         unused=tuple(held.source for held in lowered.unused),
@@ -426,6 +427,28 @@ def io_tensor(tensor: Tensor) -> IoTensor:
     return IoTensor(
         held.source, dtype, held.shape, tensor.name, tensor.dtype.name, held.perm, tensor.encoding, narrowed
     )
+
+
+def _double_notes(model: ir.Model) -> list[str]:
+    """What holding float64 as float32 does to the constants, where the model has float64 at all."""
+    import numpy as np
+    import onnx_ir as ir
+
+    largest, where = 0.0, ""
+    for name, value in model.graph.initializers.items():
+        if value.dtype != ir.DataType.DOUBLE or value.const_value is None:
+            continue
+        exact = value.const_value.numpy()
+        exact = exact[np.isfinite(exact) & (exact != 0)]
+        with np.errstate(over="ignore", under="ignore"):
+            change = np.abs((exact.astype(np.float32) - exact) / exact)
+        if change.size and float(change.max()) > largest:
+            largest, where = float(change.max()), name
+    if where:
+        return [f"float64 is held as float32: constants change by at most {largest:.2g} of their value (in {where!r})"]
+    values = (*model.graph.inputs, *(output for node in model.graph for output in node.outputs))
+    doubles = any(value.dtype == ir.DataType.DOUBLE for value in values)
+    return ["float64 is held as float32: no constant changes"] if doubles else []
 
 
 def _form_notes(lowered: Lowered) -> list[str]:
