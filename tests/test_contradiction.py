@@ -44,6 +44,14 @@ def lowered(text: str) -> None:
             "do not fit|static shape|declared|cannot be",
             id="output-of-another-rank",
         ),
+        pytest.param(
+            f"{HEAD} g (float[1,3,8,8] x) => (float[1,4,8,8] y)"
+            "<int8[4,3,1,1] q = {1,2,3,4,5,6,7,8,9,10,11,12}, float[4] s = {1.0,1.0,1.0,1.0}>"
+            "{ w = DequantizeLinear (q, s) y = Conv (x, w) }",
+            NpukitError,
+            "DequantizeLinear",
+            id="scales-of-another-axis",
+        ),
     ],
 )
 def test_what_cannot_be_is_an_error_with_its_reason(text: str, kind: type[NpukitError], sentence: str) -> None:

@@ -274,3 +274,10 @@ def test_unknown_kinds_and_missing_files(tmp_path: Path) -> None:
 def test_sha256_file(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"abc")
     assert files.sha256_file(tmp_path / "a") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+def test_a_name_with_a_null_byte_is_refused() -> None:
+    with pytest.raises(NpukitError, match="its name holds a null byte"):
+        files.read_npy("a\0b.npy")
+    with pytest.raises(ValueError, match="other"), files.os_errors("x", "read"):
+        raise ValueError("other")

@@ -72,6 +72,10 @@ def os_errors(path: Path | str, action: str, *, instead_of: Path | None = None) 
         if named is None or Path(named) in (Path(path), Path(path).parent, instead_of):
             raise os_error(error, path, action) from error
         raise os_error(error, Path(named), "use") from error
+    except ValueError as error:
+        if "null byte" not in str(error):
+            raise
+        raise NpukitError(f"cannot {action} the file: its name holds a null byte", where=str(path)) from error
 
 
 @contextlib.contextmanager

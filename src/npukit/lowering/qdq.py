@@ -109,7 +109,10 @@ def constant_codes(node: ir.Node) -> QuantizedConstant | None:
     offsets = tuple(int(-p) for p in points)
     if scale.size == 1:
         return QuantizedConstant(codes, dtype, Encoding(scales, offsets, bitwidth=bits))
-    axis = node.attributes.get_int("axis", 1) % codes.ndim
+    axis = node.attributes.get_int("axis", 1)
+    if not -codes.ndim <= axis < codes.ndim or codes.shape[axis] != scale.size or points.size != scale.size:
+        return None  # the node contradicts itself; its own lowering says how
+    axis %= codes.ndim
     return QuantizedConstant(codes, dtype, Encoding(scales, offsets, axis=axis, bitwidth=bits))
 
 
