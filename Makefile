@@ -9,6 +9,9 @@ READY := .venv/.ready
 PEER := .venv-peer/bin/python
 DEMO_OUT ?= results/demo
 CONFORMANCE_OUT ?= results/conformance
+# The second supported core API (2.40, wheel 2.7.0) stands beside the installed wheel; the binding is tested with both.
+NEWER := $(CURDIR)/.venv/data-2.7.0
+BINDING_TESTS := tests/test_qnn_api_native.py tests/test_capture.py tests/test_artifacts.py
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
@@ -53,6 +56,8 @@ check: lint unit
 
 test: lint
 	$(BIN)/python -m pytest -n $(JOBS) -m "not slow"
+	NPUKIT_DATA_DIR=$(NEWER) $(BIN)/npukit libs add 2.7.0 --quiet
+	NPUKIT_DATA_DIR=$(NEWER) $(BIN)/python -m pytest -n $(JOBS) -q $(BINDING_TESTS)
 	$(BIN)/python -m conformance run --path cpu,htp,raise --variant a --aux --jobs $(JOBS) --out $(CONFORMANCE_OUT)
 	$(BIN)/python -m conformance compare $(CONFORMANCE_OUT)
 
