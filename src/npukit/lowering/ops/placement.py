@@ -197,7 +197,7 @@ def tf_idf(e: Emitter, node: ir.Node) -> None:
         for step in range(1, (1 if size == 1 else skips + 1) + 1):
             windows = tokens - (size - 1) * step
             if windows < 1:
-                continue
+                break
             match: Tensor | None = None
             for k in range(size):
                 token = e.slice(x, 1, k * step, k * step + windows)
