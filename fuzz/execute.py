@@ -86,6 +86,7 @@ class Verdict:
         exit_code: what the command would exit with.
         why: for "bad" what is wrong.
         detail: for "bad" a traceback or a listing.
+        what: the sentence that names the trouble: of the first fault, where there are several.
     """
 
     case: str
@@ -97,11 +98,12 @@ class Verdict:
     exit_code: int = 0
     why: str = ""
     detail: str = ""
+    what: str = ""
 
     @property
     def group(self) -> str:
-        """The failure class: kind, error and text without what differs from file to file."""
-        return f"{self.kind} {self.exit_code} {self.error}: {normalized(self.text)}"
+        """The failure class: kind, exit code, error and sentence without what differs from file to file."""
+        return f"{self.kind} {self.exit_code} {self.error}: {normalized(self.what or self.text)}"
 
 
 def make(kind: str, seeds: list[Seed], number: int, index: int) -> Case:
@@ -231,8 +233,9 @@ def _verdict(case: Case, stages: tuple[str, ...], error: NpukitError | None, why
     if died and "gave no answer within" in error.what and not _IN_NATIVE.search(error.what):
         why = why or "a hang"
     outcome = "bad" if why else "died" if died else "refused"
+    what = error.faults[0].what if error.faults else error.what
     return Verdict(
-        case.name, case.kind, outcome, stages, type(error).__name__, str(error), error.exit_code, why, detail
+        case.name, case.kind, outcome, stages, type(error).__name__, str(error), error.exit_code, why, detail, what
     )
 
 
@@ -299,14 +302,10 @@ _REACHED = {"systemDlcCreateFromFile": 1, "composeGraphs": 1, "load": 2, "backen
             "contextCreateFromBinary": 3}  # fmt: skip
 
 
-def normalized(text: str) -> str:
-    """An error's text without names, numbers and paths; of several faults only the first."""
-    lines = text.splitlines() or [""]
-    head = lines[0]
-    if len(lines) > 1 and lines[1].lstrip().startswith("[1]"):
-        head = f"{head} / {lines[1].split(':', 1)[-1]}"
-    head = re.sub(r"'(?:[^'\\]|\\.)*'|\"[^\"]*\"", "*", head)
-    head = re.sub(r"/\S+", "/*", head)
-    head = re.sub(r"\[[^\]]*\]|\([^)]*\)", "*", head)
-    head = re.sub(r"-?\b\d[\w.+-]*", "#", head)
-    return re.sub(r"\s+", " ", head)[:200]
+def normalized(sentence: str) -> str:
+    """The beginning of a sentence without names, numbers, paths and punctuation: what its class is known by."""
+    text = re.sub(r"'(?:[^'\\]|\\.)*'|\"[^\"]*\"|\[[^\]]*\]|\([^)]*\)|\S*/\S*", " ", sentence)
+    words = [
+        word for word in re.findall(r"[A-Za-z_]+[0-9]*", text) if word.islower() and not re.search(r"[_0-9]", word)
+    ]
+    return " ".join(words)[:36]

@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The failure classes of a run as small files: tests/hostile, with an index of what each must be answered with.
 
-A class is kept by its smallest case. Files above MAX_BYTES are packed with gzip; what is larger even so is left out,
-and so is everything once MAX_TOTAL is reached, the most frequent classes first.
+A class is kept by its smallest case, packed with gzip where that helps. What is larger than MAX_BYTES even so is left
+out, and so is what would exceed MAX_TOTAL, the rarest classes first.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from fuzz import execute
 from fuzz.mutate import Files
+from npukit.errors import shown
 
 if TYPE_CHECKING:
     from fuzz.__main__ import Run
@@ -32,32 +33,33 @@ def collect(run: Run, folder: Path = FOLDER) -> tuple[int, int]:
     folder.mkdir(parents=True)
     index: list[dict[str, Any]] = []
     total = left_out = 0
-    for number, (_, case, verdict) in enumerate(
-        sorted(run.groups.values(), key=lambda g: (g[1].kind, -g[0], g[1].name))
-    ):
-        files = {name: _packed(data) for name, data in case.files.items()}
+    order = sorted(run.groups.values(), key=lambda group: (-group[0], group[1].name))
+    for _, case, verdict in (group for group in order if group[2].outcome == "refused"):
+        files = _packed(case.files)
         size = sum(map(len, files.values()))
-        if verdict.outcome != "refused" or max(map(len, files.values())) > MAX_BYTES or total + size > MAX_TOTAL:
+        if max(map(len, files.values())) > MAX_BYTES or total + size > MAX_TOTAL:
             left_out += 1
             continue
         total += size
-        name = f"{case.kind}-{number:03}"
-        _write(folder / name, files, case.files)
+        name = f"{case.kind}-{sum(entry['kind'] == case.kind for entry in index):03}"
+        (folder / name).mkdir()
+        for file, data in files.items():
+            (folder / name / file).write_bytes(data)
         options = {key: value for key, value in case.options.items() if key in ("target", "input_ranges")}
         index.append({"name": name, "kind": case.kind, "main": case.main, "options": options, "exit": verdict.exit_code,
-                      "error": verdict.error, "sentence": sentence(verdict.text)})  # fmt: skip
+                      "error": verdict.error, "sentence": sentence(verdict)})  # fmt: skip
+    index.sort(key=lambda entry: str(entry["name"]))
     (folder / "index.json").write_text(json.dumps(index, indent=1, ensure_ascii=True) + "\n")
     return len(index), left_out
 
 
-def _packed(data: bytes) -> bytes:
-    return data if len(data) <= MAX_BYTES else gzip.compress(data, 9, mtime=0)
-
-
-def _write(place: Path, files: Files, originals: Files) -> None:
-    place.mkdir()
+def _packed(files: Files) -> Files:
+    """The files, those that become much smaller by it packed with gzip."""
+    packed: Files = {}
     for name, data in files.items():
-        (place / (name if data == originals[name] else f"{name}.gz")).write_bytes(data)
+        small = gzip.compress(data, 9, mtime=0)
+        packed.update({f"{name}.gz": small} if len(small) < 0.8 * len(data) else {name: data})
+    return packed
 
 
 def load(entry: dict[str, Any], folder: Path = FOLDER) -> execute.Case:
@@ -77,9 +79,6 @@ def index(folder: Path = FOLDER) -> list[dict[str, Any]]:
     return list(json.loads((folder / "index.json").read_text()))
 
 
-def sentence(text: str) -> str:
-    """The part of an error's text that must appear again: of the first fault where there are several, without paths."""
-    lines = text.splitlines()
-    line = lines[1].split("]", 1)[1] if len(lines) > 1 and lines[1].startswith("  [1]") else lines[0]
-    parts = [part for part in line.split(": ") if "/" not in part]
-    return max(parts, key=len, default=line.split(": ")[-1])[:_SENTENCE].strip()
+def sentence(verdict: execute.Verdict) -> str:
+    """The part of the error's text that must appear again: its sentence as far as no path stands in it."""
+    return shown(verdict.what)[:_SENTENCE].split("/")[0].rstrip()

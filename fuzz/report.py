@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fuzz import execute
+from npukit.errors import shown
 
 if TYPE_CHECKING:
     from fuzz.__main__ import Run
@@ -58,7 +59,7 @@ def page(run: Run) -> str:
     for title, verdicts in (("Bad", run.bad), ("Deaths inside a native library, contained", run.died)):
         if verdicts:
             lines += ["", f"## {title}", ""]
-            lines += [f"- {v.case} {v.why}: {v.error}: {execute.normalized(v.text)}" for v in verdicts[:100]]
+            lines += [f"- {v.case} {v.why}: {v.error}: {shown(v.what or v.text, 200)}" for v in verdicts[:100]]
     lines += ["", "## Failure classes", "", "| files | class |", "| --- | --- |"]
     for group, (count, _, _) in sorted(run.groups.items(), key=lambda item: (-item[1][0], item[0])):
         lines.append(f"| {count} | {group.replace('|', '/')} |")
