@@ -37,8 +37,12 @@ def _sigmoid(e: Emitter, x: Tensor) -> Tensor:
     """
     if not _coarse(e, x.rank):
         return e.unary("Sigmoid", x)
-    grown = exponential(e, e.unary("ElementWiseNeg", maximum(e, x, _LEAST)))
-    return e.div(1.0, e.add(grown, 1.0))
+    return e.div(1.0, _divisor(e, maximum(e, x, _LEAST)))
+
+
+def _divisor(e: Emitter, x: Tensor) -> Tensor:
+    """1 + exp(-x)."""
+    return e.add(exponential(e, e.unary("ElementWiseNeg", x)), 1.0)
 
 
 def _clipped(e: Emitter, x: Tensor, low: float, high: float) -> Tensor:
@@ -303,7 +307,8 @@ def swish(e: Emitter, node: ir.Node) -> None:
 
     def compute(e: Emitter, x: list[Tensor]) -> Tensor:
         if alpha > 0 and _coarse(e, x[0].rank):
-            x = [maximum(e, x[0], _LEAST / alpha)]  # far below, x * sigmoid(_LEAST) would grow again
+            near = maximum(e, x[0], _LEAST / alpha)  # far below, x * sigmoid(_LEAST) would grow again
+            return e.div(near, _divisor(e, near if alpha == 1.0 else e.mul(near, alpha)))
         return e.mul(x[0], _sigmoid(e, x[0] if alpha == 1.0 else e.mul(x[0], alpha)))
 
     elementwise(e, node, compute)
