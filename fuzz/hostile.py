@@ -2,14 +2,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """The failure classes of a run as small files: tests/hostile, with an index of what each must be answered with.
 
-A class is kept by its smallest case, packed with gzip where that helps. What is larger than MAX_BYTES even so is left
+A class is kept by its smallest case, packed with xz where that helps. What is larger than MAX_BYTES even so is left
 out, and so is what would exceed MAX_TOTAL, the rarest classes first.
 """
 
 from __future__ import annotations
 
-import gzip
 import json
+import lzma
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -54,11 +54,11 @@ def collect(run: Run, folder: Path = FOLDER) -> tuple[int, int]:
 
 
 def _packed(files: Files) -> Files:
-    """The files, those that become much smaller by it packed with gzip."""
+    """The files, those that become much smaller by it packed with xz."""
     packed: Files = {}
     for name, data in files.items():
-        small = gzip.compress(data, 9, mtime=0)
-        packed.update({f"{name}.gz": small} if len(small) < 0.8 * len(data) else {name: data})
+        small = lzma.compress(data, check=lzma.CHECK_NONE, preset=9)
+        packed.update({f"{name}.xz": small} if len(small) < 0.8 * len(data) else {name: data})
     return packed
 
 
@@ -66,8 +66,8 @@ def load(entry: dict[str, Any], folder: Path = FOLDER) -> execute.Case:
     """The case of an entry of the index."""
     files: Files = {}
     for path in sorted((folder / entry["name"]).iterdir()):
-        packed = path.suffix == ".gz"
-        files[path.stem if packed else path.name] = gzip.decompress(path.read_bytes()) if packed else path.read_bytes()
+        packed = path.suffix == ".xz"
+        files[path.stem if packed else path.name] = lzma.decompress(path.read_bytes()) if packed else path.read_bytes()
     options = dict(entry["options"])
     if "target" in options:
         options["target"] = tuple(options["target"])
