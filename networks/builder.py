@@ -145,16 +145,16 @@ class Builder:
                 pads=list(pads or [kernel // 2] * 4), strides=[stride, stride],
             )  # fmt: skip
 
-    def batch_norm(self, x: str, width: int, name: str, *, linear: bool = False, shift: float = 1.0) -> str:
+    def batch_norm(self, x: str, width: int, name: str, *, gain: float = 1.0, shift: float = 1.0) -> str:
         """Random gamma and beta; the statistics are placeholders until `statistics.settle`.
 
         Deep random networks amplify rounding errors without bound where batch-norm feeds a rectifier centred at
-        zero, which trained ones do not: before an activation beta is mostly positive, and a residual branch's last
-        layer (`linear`) has a small gamma, as after training from a zero one.
+        zero, which trained ones do not: before an activation beta is mostly positive (`shift`), and a residual branch's
+        last layer has a small gamma (`gain`), as after training from a zero one.
         """
         with self.scope(name):
-            gamma = self.weight("weight", (0.4 if linear else 1.0) * self.random.uniform(0.5, 1.5, width))
-            beta = self.weight("bias", self.random.normal(0.0 if linear else shift, 0.3, width))
+            gamma = self.weight("weight", gain * self.random.uniform(0.5, 1.5, width))
+            beta = self.weight("bias", self.random.normal(shift, 0.3, width))
             mean = self.weight("running_mean", np.zeros(width))
             variance = self.weight("running_var", np.ones(width))
             return self.op("BatchNormalization", x, gamma, beta, mean, variance, epsilon=1e-5, momentum=0.9)

@@ -80,7 +80,7 @@ def _images(name: str, extent: int) -> Callable[[np.random.Generator, int], dict
     """Images with patches of several sizes and a colour cast, each of mean 0 and deviation 1."""
 
     def make(random: np.random.Generator, count: int) -> dict[str, Any]:
-        total = random.standard_normal((count, 3, 1, 1)) * 1.0 + np.zeros((1, 1, extent, extent))
+        total = random.standard_normal((count, 3, 1, 1)) + np.zeros((1, 1, extent, extent))
         for cells, weight in ((2, 0.5), (8, 0.5), (extent, 0.1)):
             coarse = random.standard_normal((count, 3, cells, cells))
             place = np.arange(extent) * cells // extent

@@ -14,6 +14,8 @@ import onnx
 
 from networks.builder import Builder
 
+RESIDUAL = 0.3  # gamma of a residual branch's last layer, against 1 of what it is added to
+
 
 def resnet(blocks: Sequence[int], width: int, size: int, classes: int) -> onnx.ModelProto:
     """A ResNet of bottleneck blocks; (3, 4, 6, 3) with width 64 is ResNet-50."""
@@ -36,7 +38,7 @@ def resnet(blocks: Sequence[int], width: int, size: int, classes: int) -> onnx.M
 def _bottleneck(b: Builder, x: str, channels: int, inner: int, stride: int, *, first: bool) -> str:
     y = b.op("Relu", b.batch_norm(b.conv(x, channels, inner, 1, "conv1"), inner, "bn1"))
     y = b.op("Relu", b.batch_norm(b.conv(y, inner, inner, 3, "conv2", stride=stride), inner, "bn2"))
-    y = b.batch_norm(b.conv(y, inner, 4 * inner, 1, "conv3"), 4 * inner, "bn3", linear=True)
+    y = b.batch_norm(b.conv(y, inner, 4 * inner, 1, "conv3"), 4 * inner, "bn3", gain=RESIDUAL, shift=0.0)
     if first:
         with b.scope("downsample"):
             x = b.batch_norm(b.conv(x, channels, 4 * inner, 1, "0", stride=stride), 4 * inner, "1")
@@ -68,8 +70,10 @@ def mobilenet(size: int, classes: int, *, small: bool) -> onnx.ModelProto:
                     y = relu6(b.batch_norm(b.conv(y, channels, inner, 1, "expand"), inner, "bn0"))
                 y = b.conv(y, inner, inner, 3, "depthwise", stride=stride, groups=inner)
                 y = relu6(b.batch_norm(y, inner, "bn1"))
-                y = b.batch_norm(b.conv(y, inner, to, 1, "project"), to, "bn2", linear=True)
-                x = b.op("Add", x, y) if stride == 1 and channels == to else y
+                residual = stride == 1 and channels == to
+                y = b.conv(y, inner, to, 1, "project")
+                y = b.batch_norm(y, to, "bn2", gain=RESIDUAL if residual else 1.0, shift=0.0)
+                x = b.op("Add", x, y) if residual else y
             channels = to
     x = relu6(b.batch_norm(b.conv(x, channels, last, 1, "head"), last, "bn_head", shift=0.0))
     x = b.op("ReduceMean", x, axes=[2, 3], keepdims=0)
@@ -113,8 +117,10 @@ def efficientnet(size: int, classes: int, *, small: bool) -> onnx.ModelProto:
                     squeezed = swish(b.conv(squeezed, inner, max(channels // 4, 4), 1, "reduce", bias=True))
                     gate = b.conv(squeezed, max(channels // 4, 4), inner, 1, "expand", bias=True)
                     y = b.op("Mul", b.op("Sigmoid", gate), y)
-                y = b.batch_norm(b.conv(y, inner, to, 1, "project"), to, "bn2", linear=True)
-                x = b.op("Add", y, x) if stride == 1 and channels == to else y
+                residual = stride == 1 and channels == to
+                y = b.conv(y, inner, to, 1, "project")
+                y = b.batch_norm(y, to, "bn2", gain=RESIDUAL if residual else 1.0, shift=0.0)
+                x = b.op("Add", y, x) if residual else y
             channels = to
     x = swish(b.batch_norm(b.conv(x, channels, last, 1, "head"), last, "bn_head", shift=0.0))
     x = b.op("GlobalAveragePool", x)
