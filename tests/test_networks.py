@@ -120,8 +120,15 @@ def test_full_size_on_htp(network: Network, made, tmp_path: Path) -> None:
 LIGHT = Path(str(__import__("onnx").__file__)).parent / "backend" / "test" / "data" / "light"
 
 
+LARGE = ("vgg19", "zfnet512", "bvlc_alexnet")  # hundreds of MB of weights, made in the graph
+SOURCES = [
+    pytest.param(path, id=path.stem, marks=pytest.mark.slow if path.stem.endswith(LARGE) else ())
+    for path in sorted(LIGHT.glob("*.onnx"))
+]
+
+
 @pytest.mark.native
-@pytest.mark.parametrize("source", sorted(LIGHT.glob("*.onnx")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("source", SOURCES)
 def test_light_models_convert_for_structure(source: Path, tmp_path: Path) -> None:
     result = npukit.convert(source, tmp_path / "light.dlc", verify=False, batch=1)
     assert result.path is not None
