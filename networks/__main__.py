@@ -33,7 +33,7 @@ QNN CPU 60 dB and 1e-3, HTP (float16, emulator, {chip}) 40 dB. The emulator runs
 means that it was not run.
 
 {table}
-
+{failed}
 {machine}, {date}; {versions}. Written by `python -m networks --size {size}`.
 """
 
@@ -70,7 +70,7 @@ def main(arguments: list[str] | None = None) -> int:
     _say(table)
     if options.markdown is not None:
         options.markdown.parent.mkdir(parents=True, exist_ok=True)
-        options.markdown.write_text(_page(table, options.size, options.inputs))
+        options.markdown.write_text(_page(table, rows, options.size, options.inputs))
     return 1 if any(row.failed for row in rows) else 0
 
 
@@ -122,12 +122,15 @@ def _table(rows: list[Row]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def _page(table: str, size: str, count: int) -> str:
+def _page(table: str, rows: list[Row], size: str, count: int) -> str:
     names = ("npukit", "onnx", "onnxruntime", "onnxruntime-qnn", "numpy")
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in names)
     machine = f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
+    failed = "".join(f"\nNot met by {row.cells['network']}: {'; '.join(row.failed)}.\n" for row in rows if row.failed)
     date = datetime.datetime.fromtimestamp(time.time(), datetime.UTC).date().isoformat()
-    return PAGE.format(table=table, size=size, count=count, chip=CHIP, machine=machine, date=date, versions=versions)
+    return PAGE.format(
+        table=table, failed=failed, size=size, count=count, chip=CHIP, machine=machine, date=date, versions=versions
+    )
 
 
 def _say(text: str) -> None:
