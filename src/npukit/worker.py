@@ -36,11 +36,11 @@ _native = logging.getLogger(log.NATIVE)
 
 _NOTE_SIZE = 4096
 _NOTE_HEAD = struct.Struct("<I")
+_DEADLINE = struct.Struct("<d")  # at the end of the note
 _CLOSE_SECONDS = 5.0
-_TOO_LONG = 124  # the child's exit status when `at_most` ended it
 _MEMORY_POLL_SECONDS = 0.05
-# Without a limit the wait is still cut into pieces: on Windows a bare wait does not see Ctrl-C.
-_WAIT_SECONDS = 0.5 if os.name == "nt" else 3600.0
+# Without a limit the wait is still cut into pieces: for `at_most`, and on Windows a bare wait does not see Ctrl-C.
+_WAIT_SECONDS = 0.5 if os.name == "nt" else 2.0
 _WINDOWS_DEATHS = {0xC0000005: "access violation", 0xC00000FD: "stack overflow", 0xC0000409: "stack damage",
                    0xC000001D: "illegal instruction", 0xC0000017: "out of memory"}  # fmt: skip
 
@@ -66,7 +66,7 @@ _note: mmap.mmap | None = None
 def note(text: str) -> None:
     """Leave word of the native call that comes next, for the error if it kills the process. No-op outside a worker."""
     if _note is not None:
-        data = text.encode("utf-8", "replace")[: _NOTE_SIZE - _NOTE_HEAD.size]
+        data = text.encode("utf-8", "replace")[: _NOTE_SIZE - _NOTE_HEAD.size - _DEADLINE.size]
         _note[: _NOTE_HEAD.size + len(data)] = _NOTE_HEAD.pack(len(data)) + data
 
 
@@ -78,20 +78,19 @@ def note_into(buffer: mmap.mmap) -> None:
 
 @contextlib.contextmanager
 def at_most(seconds: float) -> Iterator[None]:
-    """End this worker process if the body takes longer: native code loops on some damaged files.
+    """Have this worker process ended if the body takes longer: native code loops on some damaged files.
 
-    The parent gets a `WorkerDied` with the last `note`. No-op outside a worker.
+    The parent looks after it, because such a file may leave nothing in this process that works (seen: libc without its
+    relocations). It gets a `WorkerDied` with the last `note`. No-op outside a worker.
     """
     if _note is None:
         yield
         return
-    timer = threading.Timer(seconds, os._exit, (_TOO_LONG,))
-    timer.daemon = True
-    timer.start()
+    _note[-_DEADLINE.size :] = _DEADLINE.pack(time.monotonic() + seconds)  # one clock for all processes of a machine
     try:
         yield
     finally:
-        timer.cancel()
+        _note[-_DEADLINE.size :] = _DEADLINE.pack(0.0)
 
 
 def reading_limit(size: int) -> float:
@@ -279,6 +278,10 @@ class Worker:
             what = f"used {used / 2**20:.0f} MiB, more than the {self._memory_limit / 2**20:.0f} MiB it may"
             self._kill(f"it {what}")
             raise self._error(f"the worker process {what}", function, "raise the memory limit, or use a smaller model")
+        (own,) = _DEADLINE.unpack(self._note[-_DEADLINE.size :])
+        if own and time.monotonic() >= own:
+            self._kill("it took too long")
+            raise self._error("the worker process took too long and was ended", function, "the file may be damaged")
         if deadline is not None and time.monotonic() >= deadline:
             what = f"gave no answer within {limit:g} s"
             self._kill(f"it {what}")
@@ -307,6 +310,7 @@ class Worker:
 
     def _clear_note(self) -> None:
         self._note[: _NOTE_HEAD.size] = bytes(_NOTE_HEAD.size)
+        self._note[-_DEADLINE.size :] = bytes(_DEADLINE.size)
 
     def _read_note(self) -> str:
         (size,) = _NOTE_HEAD.unpack(self._note[: _NOTE_HEAD.size])
@@ -500,8 +504,6 @@ def _how(code: int | None) -> str:
             name = f"signal {-code}"
         memory = " (often the system's answer to a lack of memory)" if name == "SIGKILL" else ""
         return f"was ended by {name}{memory}"
-    if code == _TOO_LONG:
-        return "took too long and was ended"
     if code & 0xFFFFFFFF in _WINDOWS_DEATHS:
         return f"was ended by an {_WINDOWS_DEATHS[code & 0xFFFFFFFF]}"
     return f"ended by itself with status {code}"
