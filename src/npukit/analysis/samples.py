@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from npukit import files
+from npukit.analysis import DEFAULT_SEED
 from npukit.errors import Fault, InputError, NpukitError, nearest
 
 log = logging.getLogger(__name__)
@@ -25,7 +26,6 @@ Array = npt.NDArray[np.generic]
 Sample = dict[str, Array]
 Implied = Callable[[str], tuple[float, float] | None]
 
-DEFAULT_SEED = 20260101
 _MAX_TEST_TENSOR = 2 << 30
 
 

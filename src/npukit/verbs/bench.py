@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from npukit import log
-from npukit.analysis import text
-from npukit.analysis.samples import DEFAULT_SEED, generate
+from npukit.analysis import DEFAULT_SEED, text
+from npukit.analysis.samples import generate
 from npukit.errors import UsageError
 from npukit.verbs import options as o
 from npukit.verbs.options import arg, opt, verb

@@ -16,10 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import npukit
 from npukit import files, log
-from npukit.analysis import text
-from npukit.analysis.samples import DEFAULT_SEED
-from npukit.analysis.verify import Verification
-from npukit.artifacts.stamp import IoTensor, Stamp
+from npukit.analysis import DEFAULT_SEED, text
 from npukit.errors import UsageError
 from npukit.verbs import options as o
 from npukit.verbs.isolate import isolated
@@ -28,6 +25,9 @@ from npukit.verbs.options import arg, opt, verb
 if TYPE_CHECKING:
     import onnx_ir as ir
 
+    from npukit.analysis.verify import Verification
+    from npukit.artifacts.stamp import IoTensor, Stamp
+    from npukit.frontends.onnx.pipeline import Normalized
     from npukit.lowering import Lowered
     from npukit.qnn.graph import Op, Tensor
     from npukit.targets import Target
@@ -293,22 +293,16 @@ def _convert(options: ConvertOptions, path: Path | None) -> Converted:
     global _lowered
     from npukit.analysis import cost
     from npukit.artifacts import dlc
-    from npukit.frontends.onnx import load
-    from npukit.lowering import LowerOptions, lower
+    from npukit.qnn.api import libraries
     from npukit.qnn.graph import Model
-    from npukit.qnn.names import Names
     from npukit.targets import resolve
 
     targets = resolve(options.target)
-    log.report("reading the model", 0.0)
-    normalized = load(options.model, _load_options(options))
-    notes = [*normalized.notes, *_double_notes(normalized.model)]
-    log.report("lowering", 0.2)
-    lower_options = LowerOptions(
-        name=Names().legal(options.model.stem), float_bitwidth=int(options.float_bitwidth), io_layout=options.io_layout
-    )
-    with _validators(targets) as (validators, build, core):
-        lowered = lower(normalized.model, targets, lower_options, validators)
+    with contextlib.ExitStack() as stack:
+        library = libraries.find("ir")
+        build, core = library.build_id, ".".join(map(str, library.core_version))
+        validators = {target.name: validator(target, stack) for target in targets}
+        normalized, lowered, notes = lower_source(options, targets, validators)
     _lowered = lowered
     precision = cost.precision(lowered.graph)
     stamp = Stamp(
@@ -319,8 +313,8 @@ def _convert(options: ConvertOptions, path: Path | None) -> Converted:
         source_name=options.model.name,
         targets=tuple(target.name for target in targets),
         options={**_recorded(options), "precision": precision},
-        inputs=_inputs(lowered, [value.name or "" for value in normalized.model.graph.inputs]),
-        outputs=_outputs(lowered, normalized.model),
+        inputs=contract_inputs(lowered, [value.name or "" for value in normalized.model.graph.inputs]),
+        outputs=contract_outputs(lowered, normalized.model),
         names={source: name for source, name in lowered.names.items() if source != name},
     )
     with ThreadPoolExecutor(1) as pool:  # a gigabyte takes a second to hash: done while the library writes
@@ -347,6 +341,28 @@ def _convert(options: ConvertOptions, path: Path | None) -> Converted:
     )
 
 
+def lower_source(
+    options: ConvertOptions, targets: Sequence[Target], validators: Mapping[str, Callable[[Op], str | None]]
+) -> tuple[Normalized, Lowered, list[str]]:
+    """The source as the front end leaves it, its graph for `targets`, and the front end's notes.
+
+    Raises:
+        NpukitError: the model cannot be read, needs an option, or cannot be lowered; every fault at once.
+    """
+    from npukit.frontends.onnx import load
+    from npukit.lowering import LowerOptions, lower
+    from npukit.qnn.names import Names
+
+    log.report("reading the model", 0.0)
+    normalized = load(options.model, _load_options(options))
+    notes = [*normalized.notes, *_double_notes(normalized.model)]
+    log.report("lowering", 0.2)
+    lower_options = LowerOptions(
+        name=Names().legal(options.model.stem), float_bitwidth=int(options.float_bitwidth), io_layout=options.io_layout
+    )
+    return normalized, lower(normalized.model, targets, lower_options, validators), notes
+
+
 def _load_options(options: ConvertOptions) -> Any:
     from npukit.frontends.onnx import LoadOptions
 
@@ -369,27 +385,19 @@ def _recorded(options: ConvertOptions) -> dict[str, Any]:
     return {**echo, "inputs": o.jsonable(cuts)} if cuts else echo
 
 
-@contextlib.contextmanager
-def _validators(
-    targets: Sequence[Target],
-) -> Iterator[tuple[Mapping[str, Callable[[Op], str | None]], str, str]]:
-    """Each target's op validation, and the build and API version of the library that will write the file."""
-    from npukit.qnn.api import libraries
+def validator(target: Target, stack: contextlib.ExitStack) -> Callable[[Op], str | None]:
+    """The op validation of a target's backend, which `stack` closes."""
     from npukit.qnn.api.backend import Backend
 
-    writer = libraries.find("ir")
-    with contextlib.ExitStack() as stack:
-        found = {}
-        for target in targets:
-            if target.backend not in _ROLES:
-                raise UsageError(f"a DLC is not for {target.name}", where="--target", hint="npukit targets lists all")
-            backend = stack.enter_context(Backend(_ROLES[target.backend], soc_id=target.soc_id))
-            found[target.name] = backend.validate
-        yield found, writer.build_id, ".".join(map(str, writer.core_version))
+    if target.backend not in _ROLES:
+        raise UsageError(f"a DLC is not for {target.name}", where="--target", hint="npukit targets lists all")
+    return stack.enter_context(Backend(_ROLES[target.backend], soc_id=target.soc_id)).validate
 
 
-def _inputs(lowered: Lowered, order: list[str]) -> tuple[IoTensor, ...]:
+def contract_inputs(lowered: Lowered, order: list[str]) -> tuple[IoTensor, ...]:
     """The inputs of the contract in source order, those that nothing depends on included: they have no tensor."""
+    from npukit.artifacts.stamp import IoTensor
+
     found = [io_tensor(tensor) for tensor in lowered.graph.inputs]
     for held in lowered.unused:
         dtype = _SOURCE_DTYPES.get(held.dtype, held.dtype)
@@ -398,7 +406,7 @@ def _inputs(lowered: Lowered, order: list[str]) -> tuple[IoTensor, ...]:
     return tuple(sorted(found, key=lambda io: place.get(io.name, len(place))))
 
 
-def _outputs(lowered: Lowered, model: ir.Model) -> tuple[IoTensor, ...]:
+def contract_outputs(lowered: Lowered, model: ir.Model) -> tuple[IoTensor, ...]:
     """The outputs of the contract; what provably fits its narrower tensor is not narrowed."""
     from npukit.frontends.onnx.ranges import Ranges, fits_int32
 
@@ -414,16 +422,23 @@ def _outputs(lowered: Lowered, model: ir.Model) -> tuple[IoTensor, ...]:
 
 
 _SOURCE_DTYPES = {"float": "float32", "double": "float64"}
-_NARROWED = {"int64": "INT_32", "uint64": "UINT_32", "float64": "FLOAT_32"}
+_NARROWED = {
+    "int64": ("INT_32",),
+    "uint64": ("INT_32", "UINT_32"),
+    "uint32": ("INT_32",),
+    "float64": ("FLOAT_32", "FLOAT_16"),
+}
 
 
 def io_tensor(tensor: Tensor) -> IoTensor:
     """The contract of one graph input or output."""
+    from npukit.artifacts.stamp import IoTensor
+
     held = tensor.held
     if held is None:
         return IoTensor(tensor.name, tensor.dtype.numpy.name, tensor.shape, tensor.name, tensor.dtype.name)
     dtype = _SOURCE_DTYPES.get(held.dtype, held.dtype)
-    narrowed = dtype in ("int64", "uint64", "uint32", "float64") and tensor.dtype.name == _NARROWED.get(dtype)
+    narrowed = tensor.dtype.name in _NARROWED.get(dtype, ())
     return IoTensor(
         held.source, dtype, held.shape, tensor.name, tensor.dtype.name, held.perm, tensor.encoding, narrowed
     )

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from npukit import files, log
-from npukit.analysis import text
-from npukit.analysis.samples import DEFAULT_SEED, Samples, generate, given
+from npukit.analysis import DEFAULT_SEED, text
+from npukit.analysis.samples import Samples, generate, given
 from npukit.errors import InputError, UsageError
 from npukit.verbs import options as o
 from npukit.verbs.options import arg, opt, verb

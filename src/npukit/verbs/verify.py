@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from npukit.analysis.samples import DEFAULT_SEED, InputInfo, Sample, Samples
+from npukit.analysis import DEFAULT_SEED
+from npukit.analysis.samples import InputInfo, Sample, Samples
 from npukit.analysis.verify import IndexOutput, Verification
 from npukit.errors import ModelError, NpukitError, UsageError
 from npukit.verbs import options as o
