@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from npukit.analysis.verify import Verification
     from npukit.artifacts.stamp import IoTensor, Stamp
-    from npukit.frontends.onnx.pipeline import Normalized
+    from npukit.frontends.onnx.options import Normalized
     from npukit.lowering import Lowered
     from npukit.qnn.graph import Op, Tensor
     from npukit.targets import Target
@@ -293,6 +293,7 @@ def _convert(options: ConvertOptions, path: Path | None) -> Converted:
     global _lowered
     from npukit.analysis import cost
     from npukit.artifacts import dlc
+    from npukit.artifacts.stamp import Stamp
     from npukit.qnn.api import libraries
     from npukit.qnn.graph import Model
     from npukit.targets import resolve

@@ -91,6 +91,14 @@ def opt(
     return dataclasses.field(default=default, metadata={OPTION: spec})
 
 
+def like(options: type, name: str) -> Any:
+    """Declare a field as `options` declares its field `name`."""
+    field: dataclasses.Field[Any] = options.__dataclass_fields__[name]  # type: ignore[attr-defined]
+    if field.default_factory is not dataclasses.MISSING:
+        return dataclasses.field(default_factory=field.default_factory, metadata=field.metadata)
+    return dataclasses.field(default=field.default, metadata=field.metadata)
+
+
 def specs(options: type) -> dict[str, tuple[dataclasses.Field[Any], OptionSpec]]:
     """Field and option of each declared field of an options dataclass, in order."""
     return {f.name: (f, f.metadata[OPTION]) for f in dataclasses.fields(options) if OPTION in f.metadata}
