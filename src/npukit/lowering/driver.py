@@ -38,11 +38,13 @@ class LowerOptions:
         name: the QNN graph's name.
         float_bitwidth: 32 or 16: the dtype that holds float values.
         io_layout: "source", or "nhwc": rank-4 inputs and outputs are held channels last where the graph is.
+        integers: the graph will be quantized: ops take the forms that targets have for integers.
     """
 
     name: str = "graph"
     float_bitwidth: int = 32
     io_layout: str = "source"
+    integers: bool = False
 
 
 @dataclass
@@ -136,6 +138,7 @@ def _lower(
         encodings=collapsed.encodings,
         quantized_constants=collapsed.constants,
         aliases=collapsed.aliases,
+        integers=options.integers,
     )
     faults: list[Fault] = []
     for value in source.inputs:

@@ -87,6 +87,7 @@ class Emitter:
         encodings: Mapping[ir.Value, tuple[DType, Encoding]] | None = None,
         quantized_constants: Mapping[ir.Value, QuantizedConstant] | None = None,
         aliases: Mapping[ir.Value, ir.Value] | None = None,
+        integers: bool = False,
     ) -> None:
         self.graph = graph
         self.targets = tuple(targets)
@@ -96,6 +97,7 @@ class Emitter:
         self.names = Names()
         self.node: ir.Node | None = None
         self.quantized = False
+        self._integers = integers
         self.notes: list[str] = []
         self._validators = validators
         self._verdicts: dict[object, str | None] = {}
@@ -146,6 +148,11 @@ class Emitter:
         if dtype is ir.DataType.BOOL:
             return DType.BOOL_8
         raise Unsupported(f"no QNN tensor holds {dtype.name.lower()}", kind="dtype cannot be held")
+
+    @property
+    def for_integers(self) -> bool:
+        """Whether the ops run on integer codes, now or once the graph is quantized."""
+        return self.quantized or self._integers
 
     @property
     def float_dtype(self) -> DType:

@@ -1,0 +1,368 @@
+# SPDX-FileCopyrightText: npukit contributors
+# SPDX-License-Identifier: Apache-2.0
+"""A float graph and a plan become a quantized graph that the targets take.
+
+A plan gives each computed tensor a precision: 8 or 16 bits, or float (0). An op computes in the finest precision
+among its tensors; where a target's own validation refuses that, in the next finer one. At a border stands one
+Convert, Quantize or Dequantize for all that read it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+import numpy as np
+
+from npukit.lowering.holding import validation_key
+from npukit.qnn.graph import Array, DType, Encoding, Graph, Op, Tensor, TensorKind
+from npukit.qnn.names import Names
+from npukit.quantization import ranges
+from npukit.quantization.roles import (
+    FLOAT_ONLY,
+    Groups,
+    Role,
+    activations,
+    data_inputs,
+    is_real,
+    role,
+    weight_axis,
+)
+
+FLOAT = 0
+_ORDER = {8: 0, 16: 1, FLOAT: 2}
+_ACTIVATION = {8: DType.UFIXED_POINT_8, 16: DType.UFIXED_POINT_16}
+_WEIGHT = {4: DType.SFIXED_POINT_8, 8: DType.SFIXED_POINT_8, 16: DType.SFIXED_POINT_16}
+# What a norm's gamma and beta may be, best first: (bits, symmetric, signed). Beta with 32 bits spends 16 on the
+# largest magnitude, the others are left to the op's accumulation.
+_GAMMA = {8: ((8, False, False),), 16: ((16, True, False), (8, False, False))}
+_BETA = ((32, True, True), (16, False, False), (8, False, False))
+
+Validator = Callable[[Op], str | None]
+
+
+def finest(precisions: Sequence[int]) -> int:
+    """The finest of several precisions: float before 16 before 8 bits."""
+    return max(precisions, key=_ORDER.__getitem__)
+
+
+class Encodings(Protocol):
+    """Where encodings come from: calibration and overrides, or dummies for asking a target."""
+
+    def activation(self, tensor: Tensor, bits: int) -> Encoding:
+        """The per-tensor encoding of a computed tensor at 8 or 16 bits."""
+
+    def weight(self, op: Op, axis: int | None, bits: int) -> tuple[Array, Encoding]:
+        """Codes (int64 or the container's dtype) and encoding of input 1 of `op`; `axis` None: per tensor."""
+
+    def bias(self, op: Op) -> Array:
+        """Real values [C] of input 2 of `op` (corrected, where that was asked for)."""
+
+
+@dataclass
+class Plan:
+    """Which precision each tensor and weight has.
+
+    Attributes:
+        activations: precision of a tensor that `tensors` does not name: 8, 16 or FLOAT.
+        weights: bits of a weight that `ops` does not name: 4, 8 or 16.
+        per_channel: weights of convolutions have a scale for each output channel.
+        per_row: those of FullyConnected and MatMul too.
+        tensors: precision by tensor name.
+        ops: weight bits by op name.
+        floats: names of ops that compute in float.
+        float_io: graph inputs and outputs stay float.
+    """
+
+    activations: int = 8
+    weights: int = 8
+    per_channel: bool = True
+    per_row: bool = True
+    tensors: dict[str, int] = field(default_factory=dict)
+    ops: dict[str, int] = field(default_factory=dict)
+    floats: frozenset[str] = frozenset()
+    float_io: bool = False
+
+
+@dataclass
+class Assigned:
+    """A quantized graph.
+
+    Attributes:
+        graph: the new graph; the float graph is untouched.
+        precisions: op name -> precision that it computes in.
+        refused: op name -> why it could not compute in what was planned.
+        stored: tensor name -> precision that the new graph holds it in.
+    """
+
+    graph: Graph
+    precisions: dict[str, int]
+    refused: dict[str, str]
+    stored: dict[str, int]
+
+
+class Legal:
+    """What the targets take, asked of their own validation and remembered."""
+
+    def __init__(self, validators: Mapping[str, Validator]) -> None:
+        self._validators = validators
+        self._verdicts: dict[object, str] = {}
+
+    def refusal(self, op: Op) -> str:
+        """Why a target refuses `op`; empty where all accept it."""
+        key = (op.type, validation_key(op))
+        if key not in self._verdicts:
+            texts = (f"{name}: {text}" for name, check in self._validators.items() if (text := check(op)))
+            self._verdicts[key] = next(texts, "")
+        return self._verdicts[key]
+
+
+def assign(graph: Graph, plan: Plan, encodings: Encodings, legal: Legal, groups: Groups | None = None) -> Assigned:
+    """Quantize `graph` (floats held as FLOAT_32 or FLOAT_16) by `plan`; what the targets refuse runs finer.
+
+    Raises:
+        NpukitError: what `encodings` raises for a tensor that has none.
+    """
+    return _Assignment(graph, plan, encodings, legal, groups or Groups(graph)).run()
+
+
+class _Assignment:
+    def __init__(self, graph: Graph, plan: Plan, encodings: Encodings, legal: Legal, groups: Groups) -> None:
+        self._graph, self._plan, self._encodings, self._legal, self._groups = graph, plan, encodings, legal, groups
+        self._names = Names()
+        for name in (*(t.name for t in graph.tensors()), *(op.name for op in graph.ops)):
+            self._names.legal(name)
+        self._made: dict[tuple[int, object], Tensor] = {}
+        self._io = {id(t) for t in (*graph.inputs, *graph.outputs)}
+        self._users: dict[int, list[Op]] = {}
+        for op in graph.ops:
+            for _, tensor in data_inputs(op):
+                self._users.setdefault(id(tensor), []).append(op)
+        self._planned = self._plan_groups()
+        self._stored: dict[int, int] = {}
+        self._refused: dict[str, str] = {}
+        self._out = Graph(graph.name)
+
+    def run(self) -> Assigned:
+        chosen = {id(op): self._choose(op) for op in self._graph.ops}
+        precisions = {id(op): precision for op in self._graph.ops if (precision := chosen[id(op)][0]) is not None}
+        for tensor in self._graph.inputs:
+            self._stored[id(tensor)] = self._wanted(tensor)
+        for op in self._graph.ops:
+            for tensor in op.outputs:
+                self._stored[id(tensor)] = self._storage(tensor, chosen[id(op)][0], precisions)
+        self._out.inputs = [self._own(tensor) for tensor in self._graph.inputs]
+        for op in self._graph.ops:
+            self._emit(op, *chosen[id(op)])
+        self._out.outputs = [self._own(tensor) for tensor in self._graph.outputs]
+        stored = {t.name: self._stored[id(t)] for t in activations(self._graph)}
+        by_name = {op.name: precisions[id(op)] for op in self._graph.ops if id(op) in precisions}
+        return Assigned(self._out, by_name, self._refused, stored)
+
+    def _plan_groups(self) -> dict[int, int]:
+        """The precision of each group: the finest that one of its tensors asks for."""
+        found: dict[int, int] = {}
+        for tensor in activations(self._graph):
+            key = self._groups.key(tensor)
+            wanted = self._plan.tensors.get(tensor.name, self._plan.activations)
+            found[key] = finest([wanted, found[key]]) if key in found else wanted
+        return found
+
+    def _wanted(self, tensor: Tensor) -> int:
+        """The precision that a computed tensor is to be held in."""
+        if not is_real(tensor) or (self._plan.float_io and id(tensor) in self._io):
+            return FLOAT
+        return self._planned[self._groups.key(tensor)]
+
+    def _storage(self, tensor: Tensor, made: int | None, precisions: Mapping[int, int]) -> int:
+        """`_wanted`, or what its op makes where all readers want it that fine: no way down and up again."""
+        wanted = self._wanted(tensor)
+        if made is None or _ORDER[made] <= _ORDER[wanted] or id(tensor) in self._io:
+            return wanted
+        readers = [precisions[id(op)] for op in self._users.get(id(tensor), ())]
+        return made if readers and all(_ORDER[reader] >= _ORDER[made] for reader in readers) else wanted
+
+    # -- ops ---------------------------------------------------------------------------------------------------
+
+    def _choose(self, op: Op) -> tuple[int | None, Op]:
+        """The precision that `op` computes in and its form there; None for an op without real numbers."""
+        inputs = [tensor for _, tensor in data_inputs(op)]
+        reals = [*inputs, *(t for t in op.outputs if is_real(t))]
+        if not reals:
+            return None, op
+        if inputs and op.type not in FLOAT_ONLY and op.name not in self._plan.floats:
+            wanted = finest([self._planned[self._groups.key(tensor)] for tensor in reals])
+            for precision in (8, 16):
+                if _ORDER[precision] < _ORDER[wanted]:
+                    continue
+                for form in self._forms(op, precision):
+                    text = self._legal.refusal(form)
+                    if not text:
+                        return precision, form
+                    self._refused.setdefault(op.name, text)
+        return FLOAT, op
+
+    def _forms(self, op: Op, bits: int) -> Iterator[Op]:
+        """`op` on codes of `bits`, in order of preference; not yet in the graph."""
+        inputs: list[Tensor | None] = []
+        for index, tensor in enumerate(op.inputs):
+            kind = role(op, index)
+            real = tensor is not None and is_real(tensor)
+            if tensor is None or not real:
+                inputs.append(tensor)
+            elif kind is Role.DATA and tensor.kind is TensorKind.STATIC:
+                inputs.append(self._constant(tensor, bits))
+            elif kind is Role.DATA:
+                inputs.append(self._shadow(tensor, bits))
+            else:
+                inputs.append(None)  # filled in below
+        outputs = [self._shadow(t, bits) if is_real(t) else t for t in op.outputs]
+        base = replace(op, inputs=inputs, outputs=outputs)
+        if weight_axis(op) is not None:
+            yield from self._weighted(op, base, bits)
+        elif any(role(op, i) is Role.GAMMA for i in range(len(op.inputs))):
+            yield from self._normed(op, base, bits)
+        else:
+            yield base
+
+    def _weighted(self, op: Op, base: Op, bits: int) -> Iterator[Op]:
+        """With a quantized weight and, if the op has one, a bias at the accumulator's scale."""
+        wanted = self._plan.ops.get(op.name, self._plan.weights)
+        widths = [width for width in (wanted, 8) if width <= bits]
+        axis = weight_axis(op)
+        by_row = op.type in ("FullyConnected", "MatMul")
+        axes = [axis, None] if (self._plan.per_row if by_row else self._plan.per_channel) else [None]
+        for width in dict.fromkeys(widths):
+            for place in axes:
+                weight = self._weight(op, place, width)
+                inputs = [base.inputs[0], weight, *base.inputs[2:]]
+                if len(op.inputs) > 2 and op.inputs[2] is not None:
+                    assert base.inputs[0] is not None
+                    inputs[2] = self._bias(op, base.inputs[0], weight)
+                yield replace(base, inputs=inputs)
+
+    def _normed(self, op: Op, base: Op, bits: int) -> Iterator[Op]:
+        for gamma in _GAMMA[bits]:
+            for beta in _BETA:
+                inputs = list(base.inputs)
+                for index, (width, symmetric, signed) in ((1, gamma), (2, beta)):
+                    if index < len(op.inputs) and (tensor := op.inputs[index]) is not None:
+                        inputs[index] = self._constant(tensor, width, symmetric, signed)
+                yield replace(base, inputs=inputs)
+
+    def _emit(self, op: Op, precision: int | None, form: Op) -> None:
+        """Append `form` with its real operands, behind the conversions that its inputs need."""
+        inputs = list(form.inputs)
+        for index, tensor in enumerate(op.inputs):
+            if tensor is not None and tensor.kind is not TensorKind.STATIC:
+                inputs[index] = self._read(tensor, precision) if is_real(tensor) else self._own(tensor)
+        outputs, after = [], []
+        for tensor in op.outputs:
+            own = self._own(tensor)
+            if not is_real(tensor) or precision is None or self._stored[id(tensor)] == precision:
+                outputs.append(own)
+            else:
+                made = self._other(tensor, precision)  # whoever reads it as fine as this takes it
+                outputs.append(made)
+                after.append((made, own))
+        self._out.ops.append(replace(form, inputs=inputs, outputs=outputs))
+        for source, result in after:
+            self._convert(source, result)
+
+    # -- tensors -----------------------------------------------------------------------------------------------
+
+    def _form_of(self, tensor: Tensor, precision: int, name: str) -> Tensor:
+        """A new tensor that holds a computed tensor in another precision."""
+        if precision == FLOAT or not is_real(tensor):
+            return Tensor(name, tensor.dtype, tensor.shape)
+        encoding = self._encodings.activation(tensor, precision)
+        return Tensor(name, _ACTIVATION[precision], tensor.shape, encoding=encoding)
+
+    def _own(self, tensor: Tensor) -> Tensor:
+        """The tensor that holds a computed tensor under its own name."""
+        key = (id(tensor), self._stored[id(tensor)])
+        if key not in self._made:
+            made = self._form_of(tensor, key[1], tensor.name)
+            made.kind, made.held = tensor.kind, tensor.held
+            self._made[key] = made
+        return self._made[key]
+
+    def _other(self, tensor: Tensor, precision: int) -> Tensor:
+        """The tensor that holds it in a precision that is not the stored one."""
+        key = (id(tensor), precision)
+        if key not in self._made:
+            name = f"{tensor.name}_{'float' if precision == FLOAT else f'u{precision}'}"
+            self._made[key] = self._form_of(tensor, precision, self._names.fresh(name))
+        return self._made[key]
+
+    def _read(self, tensor: Tensor, precision: int | None) -> Tensor:
+        """A computed tensor in the precision that an op reads it in."""
+        assert precision is not None
+        if precision == self._stored[id(tensor)]:
+            return self._own(tensor)
+        if (id(tensor), precision) not in self._made:
+            self._convert(self._own(tensor), self._other(tensor, precision))
+        return self._made[id(tensor), precision]
+
+    def _shadow(self, tensor: Tensor, bits: int) -> Tensor:
+        """A tensor only for asking a target."""
+        key = (id(tensor), ("shadow", bits))
+        if key not in self._made:
+            self._made[key] = self._form_of(tensor, bits, tensor.name)
+        return self._made[key]
+
+    def _convert(self, source: Tensor, result: Tensor) -> None:
+        kinds = {(True, True): "Convert", (True, False): "Dequantize", (False, True): "Quantize"}
+        op_type = kinds[source.dtype.is_quantized, result.dtype.is_quantized]
+        name = self._names.fresh(f"{result.name}_{op_type.lower()}")
+        self._out.ops.append(Op(name, op_type, [source], [result]))
+
+    def _constant(self, tensor: Tensor, bits: int, symmetric: bool = False, signed: bool = False) -> Tensor:
+        """A constant operand as codes of its own range."""
+        key = (id(tensor), ("constant", bits, symmetric, signed))
+        if key not in self._made:
+            assert tensor.data is not None
+            values = np.asarray(tensor.data, np.float32)
+            reach = ranges.Range(float(values.min(initial=0.0)), float(values.max(initial=0.0)))
+            encoding = ranges.encoding(reach, min(bits, 16), symmetric=symmetric, signed=signed)
+            dtype = DType.SFIXED_POINT_32 if bits == 32 else _ACTIVATION[bits]
+            codes = ranges.codes(values, encoding, dtype)
+            name = self._names.fresh(tensor.name) if self._taken(tensor) else tensor.name
+            self._made[key] = Tensor(name, dtype, tensor.shape, TensorKind.STATIC, encoding, codes, tensor.held)
+        return self._made[key]
+
+    def _taken(self, tensor: Tensor) -> bool:
+        """Whether another form of this constant has its name already."""
+        return any(key[0] == id(tensor) for key in self._made)
+
+    def _weight(self, op: Op, axis: int | None, bits: int) -> Tensor:
+        source = op.inputs[1]
+        assert source is not None
+        key = (id(source), ("weight", axis, bits))
+        if key not in self._made:
+            codes, encoding = self._encodings.weight(op, axis, bits)
+            dtype = _WEIGHT[bits]
+            name = self._names.fresh(source.name) if self._taken(source) else source.name
+            data = codes.astype(dtype.numpy, copy=False)
+            self._made[key] = Tensor(name, dtype, source.shape, TensorKind.STATIC, encoding, data, source.held)
+        return self._made[key]
+
+    def _bias(self, op: Op, x: Tensor, weight: Tensor) -> Tensor:
+        """The bias in int32 at the accumulator's scale, scale_x * scale_w, by channel where the weight is."""
+        source = op.inputs[2]
+        assert source is not None
+        assert x.encoding is not None
+        assert weight.encoding is not None
+        scales = np.asarray(weight.encoding.scales, np.float64) * x.encoding.scale
+        limit = float(2**31 - 1)
+        codes = np.clip(np.rint(self._encodings.bias(op) / scales), -limit, limit).astype(np.int32)
+        axis = 0 if len(scales) > 1 else None
+        encoding = Encoding(tuple(float(np.float32(s)) for s in scales), (0,) * len(scales), axis=axis)
+        name = self._names.fresh(source.name) if self._taken(source) else source.name
+        key = (id(source), ("bias", op.name, encoding))
+        if key not in self._made:
+            self._made[key] = Tensor(
+                name, DType.SFIXED_POINT_32, source.shape, TensorKind.STATIC, encoding, codes, source.held
+            )
+        return self._made[key]

@@ -1,0 +1,154 @@
+# SPDX-FileCopyrightText: npukit contributors
+# SPDX-License-Identifier: Apache-2.0
+"""What the tensors of a QNN op are to quantization: tables, and the groups of tensors that share an encoding.
+
+Facts: shared/reference/qnn_opdefs.json (positions, HTP's dtype rows), qnn_more.md section 2 (channel axes).
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterator
+
+from npukit.qnn.graph import Graph, Op, Tensor, TensorKind
+
+
+class Role(enum.Enum):
+    """What a floating-point input is to its op."""
+
+    DATA = "data"
+    WEIGHT = "weight"
+    BIAS = "bias"
+    GAMMA = "gamma"
+    BETA = "beta"
+
+
+# Channel axis of the weights (input 1) as QNN lays them out: [*kernel, in, out], or [out, in].
+_WEIGHT_AXIS = {
+    "Conv1d": 2,
+    "Conv2d": 3,
+    "Conv3d": 4,
+    "DepthWiseConv1d": 2,
+    "DepthWiseConv2d": 3,
+    "TransposeConv1d": 2,
+    "TransposeConv2d": 3,
+    "TransposeConv3d": 4,
+    "FullyConnected": 0,
+}
+CONVOLUTIONS = frozenset(_WEIGHT_AXIS) - {"FullyConnected"}
+_NORMS = frozenset(("LayerNorm", "RmsNorm", "InstanceNorm", "GroupNorm", "Batchnorm"))
+# Ops whose result depends on the dtype itself and not on the real value: they see floats.
+FLOAT_ONLY = frozenset(("Cast", "IsNan", "IsInf", "Quantize", "Dequantize", "Convert"))
+# One data input, moved without computing: input and output share one encoding, so that codes are only copied.
+MOVES = frozenset(
+    ("Reshape", "Transpose", "StridedSlice", "Split", "Gather", "GatherElements", "GatherNd", "Tile", "UnPack")
+    + ("ExpandDims", "Squeeze", "DepthToSpace", "SpaceToDepth", "BatchToSpace", "SpaceToBatch", "PoolMax2d")
+    + ("PoolMax3d", "ResizeNearestNeighbor", "ChannelShuffle")
+)
+# Several data inputs that are put together: those that go nowhere else are made in the result's encoding.
+_JOINS = frozenset(("Concat", "Pack"))
+_CLAMPS = frozenset(("Relu", "Relu1", "Relu6", "ReluMinMax"))
+_CLAMPING_NEURONS = (4, 5)  # RELU and RELU_MIN_MAX of ElementWiseNeuron's `operation`
+
+
+def weight_axis(op: Op) -> int | None:
+    """The channel axis of input 1 where that is a weight, else None."""
+    weight = op.inputs[1] if len(op.inputs) > 1 else None
+    if weight is None or weight.kind is not TensorKind.STATIC:
+        return None
+    if op.type == "MatMul":
+        transposed = op.params.get("transpose_in1")
+        return weight.rank - (2 if transposed is not None and transposed.value else 1)
+    return _WEIGHT_AXIS.get(op.type)
+
+
+def role(op: Op, index: int) -> Role:
+    """What input `index` is to `op`."""
+    if weight_axis(op) is not None:
+        return (Role.DATA, Role.WEIGHT, Role.BIAS)[min(index, 2)]
+    tensor = op.inputs[index]
+    if op.type in _NORMS and index in (1, 2) and tensor is not None and tensor.kind is TensorKind.STATIC:
+        return Role.GAMMA if index == 1 else Role.BETA
+    return Role.DATA
+
+
+def data_inputs(op: Op) -> Iterator[tuple[int, Tensor]]:
+    """Computed floating-point inputs with their positions."""
+    for index, tensor in enumerate(op.inputs):
+        if tensor is not None and tensor.kind is not TensorKind.STATIC and is_real(tensor):
+            yield index, tensor
+
+
+def is_real(tensor: Tensor) -> bool:
+    """Whether the elements stand for real numbers: floats, or codes of an encoding."""
+    return tensor.dtype.is_float or tensor.dtype.is_quantized
+
+
+def activations(graph: Graph) -> list[Tensor]:
+    """The computed tensors and graph inputs that stand for real numbers, in the graph's order."""
+    return [t for t in graph.tensors() if t.kind is not TensorKind.STATIC and is_real(t)]
+
+
+def is_clamp(op: Op) -> bool:
+    """Whether `op` cuts its input at constants, which a saturating encoding of the input does as well."""
+    neuron = op.params.get("operation") if op.type == "ElementWiseNeuron" else None
+    return op.type in _CLAMPS or (neuron is not None and neuron.value in _CLAMPING_NEURONS)
+
+
+class Groups:
+    """Tensors that share one encoding.
+
+    What only moves shares by necessity. What feeds nothing but a clamp or a Concat is made in the result's encoding:
+    the rest of its own range would be cut off or rounded again, so its own range does not count.
+    """
+
+    def __init__(self, graph: Graph) -> None:
+        self._parent: dict[int, int] = {}
+        self._tensors: dict[int, Tensor] = {}
+        self._follows: set[int] = set()
+        users: dict[int, int] = {}
+        for op in graph.ops:
+            for tensor in {id(t): t for t in op.inputs if t is not None}.values():
+                users[id(tensor)] = users.get(id(tensor), 0) + 1
+        outside = {id(t) for t in (*graph.inputs, *graph.outputs)}
+        for tensor in activations(graph):
+            self._parent[id(tensor)] = id(tensor)
+            self._tensors[id(tensor)] = tensor
+        for op in graph.ops:
+            joined = op.type in _JOINS or is_clamp(op)
+            if op.type not in MOVES and not joined:
+                continue
+            for index, tensor in data_inputs(op):
+                alone = users[id(tensor)] == 1 and id(tensor) not in outside
+                if op.type in MOVES and index == 0:
+                    for output in op.outputs:
+                        self._join(tensor, output)
+                elif joined and alone:
+                    self._follows.add(id(tensor))
+                    self._join(tensor, op.outputs[0])
+        self._members: dict[int, list[Tensor]] = {}
+        for key, tensor in self._tensors.items():
+            self._members.setdefault(self._find(key), []).append(tensor)
+
+    def _find(self, key: int) -> int:
+        while self._parent[key] != key:
+            self._parent[key] = self._parent[self._parent[key]]
+            key = self._parent[key]
+        return key
+
+    def _join(self, tensor: Tensor, other: Tensor) -> None:
+        if id(tensor) in self._parent and id(other) in self._parent:
+            self._parent[self._find(id(tensor))] = self._find(id(other))
+
+    def of(self, tensor: Tensor) -> list[Tensor]:
+        """The tensors that share `tensor`'s encoding, itself among them, in the graph's order."""
+        return self._members.get(self._find(id(tensor)), [tensor])
+
+    def key(self, tensor: Tensor) -> int:
+        """What all tensors of a group have in common."""
+        return self._find(id(tensor))
+
+    def deciding(self, tensor: Tensor) -> list[Tensor]:
+        """Those of the group whose ranges count: a clamp's input does not, its output does."""
+        members = self.of(tensor)
+        return [t for t in members if id(t) not in self._follows] or members
