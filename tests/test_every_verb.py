@@ -39,6 +39,7 @@ from npukit.verbs.targets import targets
 
 calls = {
     "convert": lambda: npukit.convert("digits.onnx", output="d.dlc"),
+    "lint": lambda: npukit.lint("digits.onnx"),
     "compile": lambda: npukit.compile("d.dlc", output="d.bin", target="sm8650"),
     "run": lambda: npukit.run("d.dlc", random=1, output="out"),
     "verify": lambda: npukit.verify("d.bin", against="digits.onnx", random=1, report="report.html"),

@@ -28,6 +28,7 @@ OTHERS = {
     "npukit.runtime.session": ("TensorInfo", "NativeForm", "Binding"),
     "npukit.runtime.engine": ("Placement", "ProfileEvent"),
     "npukit.verbs.convert": ("ConvertResult", "Converted"),
+    "npukit.verbs.lint": ("LintResult", "Finding"),
     "npukit.verbs.compile": ("CompileResult",),
     "npukit.verbs.run": ("RunResult",),
     "npukit.analysis.verify": ("Verification", "OutputResult"),

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from npukit.verbs.export import export
     from npukit.verbs.inspect import inspect
     from npukit.verbs.libs import libs
+    from npukit.verbs.lint import lint
     from npukit.verbs.run import run
     from npukit.verbs.verify import verify
 
@@ -44,6 +45,7 @@ _HOMES = {
     "export": "npukit.verbs.export",
     "inspect": "npukit.verbs.inspect",
     "libs": "npukit.verbs.libs",
+    "lint": "npukit.verbs.lint",
     "run": "npukit.verbs.run",
     "verify": "npukit.verbs.verify",
 }
@@ -61,6 +63,7 @@ __all__ = [
     "export",
     "inspect",
     "libs",
+    "lint",
     "run",
     "verify",
 ]

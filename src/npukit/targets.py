@@ -25,12 +25,21 @@ from npukit.errors import UsageError, nearest
 
 @dataclass(frozen=True)
 class Quirk:
-    """A way in which a backend differs from the op definitions without its validation saying so."""
+    """A way in which a backend differs from the op definitions without its validation saying so.
+
+    Attributes:
+        name: what lowerings ask for.
+        what: what the backend does.
+        backends: where it does it.
+        source: how it is known.
+        ops: source ops that it still shows in, because no lowering goes around it; `lint` names their nodes.
+    """
 
     name: str
     what: str
     backends: frozenset[str]
     source: str
+    ops: frozenset[str] = frozenset()
 
 
 _RUN = "tried on wheel onnxruntime-qnn 2.3.0 (QAIRT 2.47), x86-64"
@@ -46,7 +55,13 @@ QUIRKS: dict[str, Quirk] = {
             "float32_computed_in_float16", "FLOAT_32 is computed and saturated like FLOAT_16 from V69 on", _HTP, _RUN
         ),
         Quirk("float32_not_bit_preserving", "even Reshape of FLOAT_32 moves values by 1e-7 relative", _HTP, _RUN),
-        Quirk("topk_ties_prefer_larger_index", "TopK puts the larger index first on ties", _CPU | _HTP, _RUN),
+        Quirk(
+            "topk_ties_prefer_larger_index",
+            "TopK puts the larger index first on ties",
+            _CPU | _HTP,
+            _RUN,
+            frozenset({"TopK"}),
+        ),
         Quirk("fc_axis_weights_first_scale", "FullyConnected with per-axis weights uses the first scale", _CPU, _RUN),
         Quirk("quantized_conv_needs_bias", "quantized Conv2d without bias fails at finalize (6000)", _CPU, _RUN),
         Quirk(
@@ -66,8 +81,9 @@ QUIRKS: dict[str, Quirk] = {
         Quirk("integer_mod_through_float", "ElementWiseMod of INT_32 is exact to 2^24 only", _CPU, _RUN),
         Quirk("fmod_has_divisors_sign", "ElementWiseFmod gives 1 for (-3, 2), where C's fmod gives -1", _CPU, _RUN),
         Quirk(
-            "sigmoid_of_images_is_coarse",
-            "behind a convolution Sigmoid of floats keeps 48 dB and Tanh 45 dB, where Exp keeps 59 and others 65 to 70",
+            "sigmoid_behind_product_is_coarse",
+            "from V73 on, Sigmoid and Tanh of floats keep 49 and 46 dB where they are fused with the convolution or"
+            " product before them, and 67 and 75 behind a Maximum in between",
             _HTP,
             _RUN,
         ),
@@ -76,6 +92,7 @@ QUIRKS: dict[str, Quirk] = {
             "ElementWiseDivide of floats is off by a tenth for divisors above 16384, and gives -131008 above 32768",
             _HTP,
             _RUN,
+            frozenset({"Div"}),
         ),
         Quirk("exp_of_very_little_is_large", "ElementWiseExp of floats gives 131008 for x below -88", _HTP, _RUN),
         Quirk("softplus_is_coarse", "SOFTPLUS of floats is off by up to 0.012", _HTP, _RUN),
@@ -130,7 +147,7 @@ QUIRKS: dict[str, Quirk] = {
         Quirk("axis_weights_need_axis_bias", "per-axis Conv2d weights with a per-tensor bias give garbage", _CPU, _RUN),
         Quirk("masked_softmax_compressed_batch_1", "MaskedSoftmax COMPRESSED zeroes all batches but one", _CPU, _RUN),
         Quirk("gather_nd_needs_batch_dims", "GatherNd without batch_dims fails in graphAddNode (6000)", _CPU, _RUN),
-        Quirk("is_nan_counts_infinity", "IsNan is true for infinities", _HTP, _RUN),
+        Quirk("is_nan_counts_infinity", "IsNan is true for infinities", _HTP, _RUN, frozenset({"IsNaN"})),
         Quirk("gather_nd_constant_batches_wrong", "GatherNd with batch_dims and constant indices", _HTP, _RUN),
         Quirk(
             "integer_broadcast_beyond_four_axes_wrong",

@@ -35,6 +35,7 @@ log = logging.getLogger(__name__)
 # Verb -> (module, options class, function, help). Modules are imported when their verb is used.
 VERBS: dict[str, tuple[str, str, str, str]] = {
     "convert": ("npukit.verbs.convert", "ConvertOptions", "convert", "Convert a model to a DLC and verify it."),
+    "lint": ("npukit.verbs.lint", "LintOptions", "lint", "Show what stands in the way of a conversion."),
     "compile": ("npukit.verbs.compile", "CompileOptions", "compile", "Compile a DLC to a context binary for a chip."),
     "run": ("npukit.verbs.run", "RunOptions", "run", "Run a model on inputs and save its outputs."),
     "verify": ("npukit.verbs.verify", "VerifyOptions", "verify", "Compare a model's outputs with a reference's."),
