@@ -56,8 +56,8 @@ class Encodings(Protocol):
     def weight(self, op: Op, axis: int | None, bits: int) -> tuple[Array, Encoding]:
         """Codes (int64 or the container's dtype) and encoding of input 1 of `op`; `axis` None: per tensor."""
 
-    def bias(self, op: Op) -> Array:
-        """Real values [C] of input 2 of `op` (corrected, where that was asked for)."""
+    def bias(self, op: Op, weight: Tensor) -> Array:
+        """Real values [C] of input 2 of `op`, whose quantized weight is `weight`."""
 
 
 @dataclass
@@ -356,7 +356,7 @@ class _Assignment:
         assert weight.encoding is not None
         scales = np.asarray(weight.encoding.scales, np.float64) * x.encoding.scale
         limit = float(2**31 - 1)
-        codes = np.clip(np.rint(self._encodings.bias(op) / scales), -limit, limit).astype(np.int32)
+        codes = np.clip(np.rint(self._encodings.bias(op, weight) / scales), -limit, limit).astype(np.int32)
         axis = 0 if len(scales) > 1 else None
         encoding = Encoding(tuple(float(np.float32(s)) for s in scales), (0,) * len(scales), axis=axis)
         name = self._names.fresh(source.name) if self._taken(source) else source.name

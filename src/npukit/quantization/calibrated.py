@@ -1,0 +1,204 @@
+# SPDX-FileCopyrightText: npukit contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Encodings from what calibration observed, from overrides, and dummies for asking a target what it takes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from npukit.errors import InputError
+from npukit.qnn.graph import Array, DType, Encoding, Op, Tensor
+from npukit.quantization import ranges
+from npukit.quantization.calibration import Calibration
+from npukit.quantization.observers import observed_range
+from npukit.quantization.ranges import Range
+from npukit.quantization.roles import Groups
+from npukit.quantization.weights import quantize_weights
+from npukit.raising.encodings import dequantized
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """How ranges and weights are chosen.
+
+    Attributes:
+        activation_method: of `RANGE_METHODS`, for activations of 8 bits; those of 16 bits have range to spare and keep
+            their smallest and largest values, but where a percentile was asked for.
+        weight_method: of `RANGE_METHODS`.
+        percentile: for the method "percentile", 90 to 100.
+        symmetric_activations: zero in the middle of every activation's codes.
+        importance: the error of a weight counts as much as the mean square of what it multiplies.
+        bias_correction: biases make up for the mean error of the weights (arXiv 1906.04721, section 4.2).
+        steps: lowest and highest code of symmetric encodings (--restrict-quantization-steps).
+    """
+
+    activation_method: str = "mse"
+    weight_method: str = "mse"
+    percentile: float = 99.99
+    symmetric_activations: bool = False
+    importance: bool = True
+    bias_correction: bool = True
+    steps: tuple[int, int] | None = None
+
+
+@dataclass
+class Forced:
+    """Encodings that the user gave: they win over what was observed.
+
+    Attributes:
+        activations: tensor name -> bits and encoding.
+        weights: tensor name of the weight -> bits and encoding.
+    """
+
+    activations: dict[str, tuple[int, Encoding]] = field(default_factory=dict)
+    weights: dict[str, tuple[int, Encoding]] = field(default_factory=dict)
+
+
+class Calibrated:
+    """The encodings of a graph's tensors, by calibration and overrides; `npukit.quantization.assign.Encodings`."""
+
+    def __init__(self, calibration: Calibration, groups: Groups, scheme: Scheme, forced: Forced | None = None) -> None:
+        self._seen, self._groups, self.scheme = calibration, groups, scheme
+        self._forced = forced or Forced()
+        self._ranges: dict[tuple[int, int], Encoding] = {}
+        self._weights: dict[tuple[int, int | None, int], tuple[Array, Encoding]] = {}
+
+    def activation(self, tensor: Tensor, bits: int) -> Encoding:
+        """The encoding that `tensor` shares with its group."""
+        key = (self._groups.key(tensor), bits)
+        if key not in self._ranges:
+            self._ranges[key] = self._forced_encoding(tensor, bits) or self._observed(tensor, bits)
+        return self._ranges[key]
+
+    def _forced_encoding(self, tensor: Tensor, bits: int) -> Encoding | None:
+        for member in self._groups.of(tensor):
+            width, encoding = self._forced.activations.get(member.name, (0, None))
+            if encoding is not None and width == bits:
+                return encoding
+        return None
+
+    def _observed(self, tensor: Tensor, bits: int) -> Encoding:
+        scheme = self.scheme
+        cuts = scheme.activation_method == "percentile"
+        method = scheme.activation_method if bits == 8 or cuts else "min-max"
+        found: Range | None = None
+        for member in self._groups.deciding(tensor):
+            observer = self._seen.observers[member.name]
+            if not observer.count:
+                raise InputError(f"tensor {member.name!r} was never observed", hint="give at least one sample")
+            own = observed_range(
+                observer, method, bits, symmetric=scheme.symmetric_activations, percentile=scheme.percentile
+            )
+            found = own if found is None else found.merge(own)
+        assert found is not None
+        return ranges.encoding(found, bits, symmetric=scheme.symmetric_activations)
+
+    def weight(self, op: Op, axis: int | None, bits: int) -> tuple[Array, Encoding]:
+        """Codes and encoding of the weight of `op`."""
+        source = op.inputs[1]
+        assert source is not None
+        assert source.data is not None
+        width, encoding = self._forced.weights.get(source.name, (0, None))
+        if encoding is not None and width == bits and (encoding.axis is None) == (axis is None):
+            return ranges.codes(source.data, encoding, _container(bits)), encoding
+        key = (id(source), axis, bits)
+        if key not in self._weights:
+            self._weights[key] = quantize_weights(
+                source.data,
+                bits,
+                axis=axis,
+                method=self.scheme.weight_method,
+                importance=self._importance(op) if self.scheme.importance else None,
+                percentile=self.scheme.percentile,
+                steps=self.scheme.steps,
+                least_scale=self._least_scale(op, bits),
+                name=source.name,
+            )
+        return self._weights[key]
+
+    def _least_scale(self, op: Op, bits: int) -> float:
+        """No smaller than float32 keeps when multiplied with an activation's scale, so that a bias has a scale."""
+        del op, bits
+        return 1e-12
+
+    def _importance(self, op: Op) -> Array | None:
+        """Mean square of the input that each weight multiplies, broadcastable onto the weight."""
+        seen = self._channels(op)
+        if seen is None:
+            return None
+        power = by_input_channel(op, seen.power)
+        return power if power is None or power.max() > 0 else None
+
+    def _channels(self, op: Op):  # type: ignore[no-untyped-def]
+        tensor = op.inputs[0]
+        return None if tensor is None else self._seen.channels.get(tensor.name)
+
+    def bias(self, op: Op, weight: Tensor) -> Array:
+        """The bias [C]; with bias correction plus what the weight's error makes of the mean input."""
+        source, float_weight = op.inputs[2], op.inputs[1]
+        assert source is not None
+        assert source.data is not None
+        assert float_weight is not None
+        values = np.asarray(source.data, np.float64)
+        seen = self._channels(op)
+        if not self.scheme.bias_correction or seen is None:
+            return values
+        means = by_input_channel(op, seen.mean)
+        if means is None:
+            return values
+        error = (np.asarray(float_weight.data, np.float64) - dequantized(weight)) * means
+        axis = 0 if op.type == "FullyConnected" else float_weight.rank - 1
+        shift = error.sum(axis=tuple(a for a in range(float_weight.rank) if a != axis))
+        return values + shift if shift.shape == values.shape else values
+
+
+def by_input_channel(op: Op, values: Array) -> Array | None:
+    """Figures [C] of the channels of `op`'s input, broadcastable onto its weight; None where that has no such axis."""
+    weight = op.inputs[1]
+    assert weight is not None
+    if op.type == "FullyConnected":
+        return values[None, :] if weight.shape[1] == len(values) else None
+    if op.type == "MatMul":
+        flipped = op.params.get("transpose_in1")
+        turned = flipped is not None and bool(flipped.value)
+        return values[None, :] if turned else values[:, None]
+    if op.type.startswith("DepthWise"):  # [*kernel, 1, C * multiplier]
+        times, rest = divmod(weight.shape[-1], len(values))
+        return np.repeat(values, times) if not rest else None
+    if op.type.startswith("TransposeConv"):
+        return None
+    inner, outer = weight.shape[-2:]
+    groups, rest = divmod(len(values), inner)
+    if rest or outer % groups:
+        return None
+    return np.repeat(values.reshape(groups, inner).T, outer // groups, axis=1)  # [in of a group, out]
+
+
+def _container(bits: int) -> DType:
+    return DType.SFIXED_POINT_16 if bits == 16 else DType.SFIXED_POINT_8
+
+
+class Dummies:
+    """Encodings of no meaning: what a target's validation accepts does not depend on their values."""
+
+    def activation(self, tensor: Tensor, bits: int) -> Encoding:
+        """Some asymmetric encoding."""
+        del tensor
+        return Encoding.per_tensor(2.0**-bits, -(1 << (bits - 1)))
+
+    def weight(self, op: Op, axis: int | None, bits: int) -> tuple[Array, Encoding]:
+        """Zeros."""
+        source = op.inputs[1]
+        assert source is not None
+        count = 1 if axis is None else source.shape[axis]
+        encoding = Encoding((0.01,) * count, (0,) * count, axis=axis, bitwidth=4 if bits == 4 else 0)
+        return np.broadcast_to(np.int8(0), source.shape), encoding
+
+    def bias(self, op: Op, weight: Tensor) -> Array:
+        """Zeros."""
+        del weight
+        source = op.inputs[2]
+        assert source is not None
+        return np.zeros(source.shape)

@@ -1,0 +1,110 @@
+# SPDX-FileCopyrightText: npukit contributors
+# SPDX-License-Identifier: Apache-2.0
+"""What calibration samples say of a float graph's tensors: it is raised, run, and every tensor observed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+
+from npukit.errors import InputError
+from npukit.qnn.graph import Array, Graph, Tensor
+from npukit.quantization.observers import ChannelObserver, Observer
+from npukit.quantization.roles import activations
+from npukit.quantization.simulation import Simulation, native_feeds
+
+_AT_ONCE = 512 << 20  # bytes of activations fetched from one run; more are fetched by running again
+_THREADS = 2
+
+
+class Calibration:
+    """Observers of every activation of a float graph; memory grows with the tensors, not with the samples.
+
+    Args:
+        graph: floats held as FLOAT_32.
+        channels: tensors [.., C] of which each channel's mean, power and reach are wanted too.
+        bins: of each histogram.
+        threads: of ONNX Runtime.
+
+    Attributes:
+        samples: how many were taken in.
+    """
+
+    def __init__(
+        self, graph: Graph, *, channels: Sequence[Tensor] = (), bins: int = 2048, threads: int | None = None
+    ) -> None:
+        self._graph = graph
+        self._tensors = activations(graph)
+        self.observers = {tensor.name: Observer(bins) for tensor in self._tensors}
+        self.channels = {tensor.name: ChannelObserver(tensor.shape[-1]) for tensor in channels}
+        self.samples = 0
+        inputs = {tensor.name for tensor in graph.inputs}
+        inner = [tensor for tensor in self._tensors if tensor.name not in inputs]
+        self._simulation = Simulation(graph, "float", fetch=inner, threads=threads)
+        self._rounds = _rounds(inner)
+
+    def update(self, sample: Mapping[str, Array]) -> None:
+        """Take in one sample: arrays by source name.
+
+        Raises:
+            InputError: NaN or infinity in a tensor; the first in the order of the graph is named.
+        """
+        feeds = native_feeds(self._graph, sample, "float")
+        inputs = {name: array for name, array in feeds.items() if name in self.observers}
+        with ThreadPoolExecutor(_THREADS) as pool:
+            list(pool.map(self._observe, inputs.items()))
+            for names in self._rounds:
+                # numpy lets go of the interpreter in its loops: two threads observe twice as fast.
+                list(pool.map(self._observe, self._simulation.run(feeds, names).items()))
+        self.samples += 1
+        for tensor in self._tensors:
+            seen = self.observers[tensor.name]
+            if seen.nans or seen.infs:
+                raise InputError(
+                    f"{'NaN' if seen.nans else 'an infinity'} in tensor {tensor.name!r}",
+                    where=f"calibration sample {self.samples}",
+                    hint="look at this sample; the model makes such values of it in float already",
+                )
+
+    def _observe(self, item: tuple[str, Array]) -> None:
+        name, array = item
+        self.observers[name].update(array)
+        if name in self.channels:
+            self.channels[name].update(array)
+
+    def state(self) -> dict[str, Array]:
+        """Everything seen so far, for `restore`."""
+        found: dict[str, Array] = {"samples": np.array(self.samples)}
+        kinds: tuple[tuple[str, Mapping[str, Any]], ...] = (("o", self.observers), ("c", self.channels))
+        for prefix, table in kinds:
+            for index, observer in enumerate(table.values()):
+                found.update({f"{prefix}{index}/{key}": value for key, value in observer.to_arrays().items()})
+        return found
+
+    def restore(self, state: Mapping[str, Array]) -> None:
+        """Go on where `state` was taken; of the same graph and options."""
+        grouped: dict[str, dict[str, Array]] = {}
+        for key, value in state.items():
+            owner, _, part = key.partition("/")
+            grouped.setdefault(owner, {})[part] = value
+        self.samples = int(state["samples"])
+        self.observers = {name: Observer.from_arrays(grouped[f"o{index}"]) for index, name in enumerate(self.observers)}
+        self.channels = {
+            name: ChannelObserver.from_arrays(grouped[f"c{index}"]) for index, name in enumerate(self.channels)
+        }
+
+
+def _rounds(tensors: Sequence[Tensor]) -> list[list[str]]:
+    """Tensor names, so many at once as their arrays take _AT_ONCE bytes."""
+    rounds: list[list[str]] = []
+    size = _AT_ONCE
+    for tensor in tensors:
+        if size + tensor.nbytes > _AT_ONCE:
+            rounds.append([])
+            size = 0
+        rounds[-1].append(tensor.name)
+        size += tensor.nbytes
+    return rounds
