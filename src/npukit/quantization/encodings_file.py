@@ -134,8 +134,8 @@ class _Reader:
                 else:
                     self._map(top.fields, section, kind)
         producer = top.fields["producer"].value if "producer" in top.fields else None
-        named = isinstance(producer, dict)
-        text = f"{producer.get('package', '')} {producer.get('version', '')}".strip() if named else ""
+        by = producer if isinstance(producer, dict) else {}
+        text = f"{by.get('package', '')} {by.get('version', '')}".strip()
         return EncodingsFile(version or "qnn", tuple(self.entries), text[:100], self.where)
 
     def _version(self, top: dict[str, Node]) -> str:

@@ -125,7 +125,7 @@ def parse(text: bytes | str) -> Node:
         try:
             text = text.decode("utf-8-sig")
         except UnicodeDecodeError as error:
-            raise NotJson("it is not UTF-8 text", text[: error.start].count(b"\n") + 1) from None
+            raise NotJson("it is not UTF-8 text", error.object[: error.start].count(b"\n") + 1) from None
     source = _Text(text)
     start = source.skip(0)
     try:
