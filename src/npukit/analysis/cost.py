@@ -44,4 +44,4 @@ def precision(graph: Graph) -> str:
 
 def coarser(precision: str, backend: str) -> str:
     """The precision on a backend: the HTP computes float32 graphs in float16."""
-    return "float16" if backend == "qnn-htp" and precision == "float32" else precision
+    return "float16" if backend in ("qnn-htp", "ort-qnn") and precision == "float32" else precision

@@ -130,6 +130,10 @@ def open_engine(request: Request) -> Engine:
         from npukit.runtime import ort
 
         engine: Engine = ort.open_engine(request)
+    elif request.backend == "ort-qnn":
+        from npukit.runtime import ort_qnn
+
+        engine = ort_qnn.open_engine(request)
     else:
         from npukit.runtime import qnn
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import ml_dtypes
 import numpy as np
 
-from npukit.errors import ModelError, NativeError, UsageError, nearest
+from npukit.errors import ModelError, NativeError, NpukitError, UsageError, nearest
 from npukit.runtime.contract import Array, Port, Shape, native_ports, ports_of
 from npukit.runtime.engine import Description, Placement, ProfileEvent, Request
 from npukit.worker import note
@@ -162,7 +162,7 @@ class OrtEngine:
         try:
             results = self._run_foreign(inputs) if self._foreign else self._run_plain(inputs)
         except Exception as error:  # pybind's exceptions have no common base below Exception
-            raise NativeError(f"ONNX Runtime failed: {_text(error)}") from error
+            raise NativeError(f"ONNX Runtime failed: {text_of(error)}") from error
         if outputs is not None:
             for out, result in zip(outputs, results, strict=True):
                 np.copyto(out, result.reshape(out.shape), casting="no")
@@ -227,17 +227,22 @@ class OrtEngine:
         try:
             if self._fetch:
                 source = self._with_outputs(options)
-            session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
-        except (ModelError, UsageError):
+            session = self._make(source, options)
+        except NpukitError:
             raise
         except Exception as error:
             raise ModelError(
-                f"ONNX Runtime cannot load the model: {_text(error)}",
+                f"ONNX Runtime cannot load the model: {text_of(error)}",
                 where=where,
                 hint="npukit convert accepts more: its own front end rewrites what this ONNX Runtime does not know",
             ) from error
         session.disable_fallback()
         return session
+
+    def _make(self, source: str | bytes, options: onnxruntime.SessionOptions) -> Any:
+        import onnxruntime
+
+        return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
 
     def _with_outputs(self, options: onnxruntime.SessionOptions) -> bytes:
         """The model with the fetched values among its outputs; weights stay where they are."""
@@ -280,7 +285,7 @@ def _contract(raised: Sequence[Port], contract: Sequence[Port]) -> list[Port]:
     return [*contract, *(port for port in raised if port.tensor not in names)]
 
 
-def _text(error: Exception) -> str:
+def text_of(error: Exception) -> str:
     """ONNX Runtime's message without its prefix and its own file names."""
     text = str(error).strip()
     if text.startswith("[ONNXRuntimeError] : "):

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: npukit contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Qualcomm's backends as engines: libQnnCpu, and libQnnHtp (the emulator on a host, the NPU on a board).
+"""Qualcomm's backends as engines: libQnnCpu, libQnnGpu (on a board), libQnnHtp (the emulator on a host, the NPU there).
 
 A DLC is captured to our graph and composed on the backend, every op validated first; a context binary is loaded as
 it is; an ONNX model is lowered in memory. The device is that of the target: the one asked for, else the stamp's,
@@ -10,13 +10,14 @@ else V73, on which everything portable must hold.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from npukit import targets
-from npukit.errors import Fault, GraphError, ModelError, UsageError, nearest
+from npukit.errors import Fault, GraphError, ModelError, NativeError, UsageError, nearest
 from npukit.qnn.api.backend import Backend, Context, on_device
 from npukit.qnn.api.execution import Event, GraphHandle, Profile
 from npukit.qnn.api.quiet import quiet_fds
@@ -33,7 +34,7 @@ _MAX_FAULTS = 50  # ops named in one refusal
 
 
 def open_engine(request: Request) -> QnnEngine:
-    """An engine on qnn-cpu or qnn-htp.
+    """An engine on qnn-cpu, qnn-gpu or qnn-htp.
 
     Raises:
         ArtifactError: the file cannot be read, or does not match its stamp.
@@ -75,8 +76,8 @@ def _pick(names: list[str], name: str | None, where: str) -> str:
 
 
 def _target(request: Request, stamp: Stamp | None) -> targets.Target | None:
-    """The target whose device is used; None for the CPU, which has no devices, and for a board's own NPU."""
-    if request.backend == "qnn-cpu":
+    """The target whose device is used; None for CPU and GPU, which have no choice, and for a board's own NPU."""
+    if request.backend != "qnn-htp":
         return None
     if request.target is not None and request.target != targets.PORTABLE:
         return _named(request.target, request.backend)
@@ -101,7 +102,8 @@ def _from_onnx(request: Request) -> QnnEngine:
     from npukit.lowering import lower
 
     device = _target(request, None)
-    target = device or next(row for row in targets.portable() if row.backend == request.backend)
+    rows = (*targets.portable(), replace(targets.TARGETS["gpu"], backend="qnn-gpu"))
+    target = device or next(row for row in rows if row.backend == request.backend)
     path = None if request.path is None else Path(request.path)
     normalized = load(path if path is not None else onnx.load_from_string(request.content or b""))
     backend = _backend(request.backend, device.soc_id if device else None)
@@ -163,7 +165,13 @@ def _binary_soc(request: Request, info: BinaryInfo, where: str) -> int | None:
 
 
 def _backend(name: str, soc_id: int | None) -> Backend:
-    return Backend(name.removeprefix("qnn-"), soc_id=soc_id)
+    try:
+        return Backend(name.removeprefix("qnn-"), soc_id=soc_id)
+    except NativeError as error:
+        if name != "qnn-gpu":
+            raise
+        hint = "qnn-gpu needs a board with an Adreno GPU; a host has no emulator of it"
+        raise NativeError(error.what, where=error.where, hint=hint) from error
 
 
 def _compose(backend: Backend, graph: Graph) -> GraphHandle:

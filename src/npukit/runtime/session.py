@@ -8,6 +8,7 @@ The native code lives in a worker process unless `in_process` asks otherwise.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import time
@@ -19,8 +20,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
-from npukit.errors import Fault, InputError, ModelError, UsageError, nearest
-from npukit.runtime import host
+from npukit.errors import Fault, InputError, MissingDependency, ModelError, UsageError, nearest
+from npukit.runtime import BACKEND_NAMES, host
 from npukit.runtime.contract import Array, Port, Shape, from_native, gather, show, to_native
 from npukit.runtime.engine import Description, Engine, Placement, ProfileEvent, Request, open_engine
 from npukit.worker import Worker
@@ -30,13 +31,11 @@ if TYPE_CHECKING:
     from npukit.qnn.graph import Encoding
 
 BACKENDS = {
-    "onnx": ("ort", "qnn-cpu", "qnn-htp"),
-    "dlc": ("qnn-cpu", "qnn-htp", "ort"),
+    "onnx": ("ort", "qnn-cpu", "qnn-htp", "qnn-gpu", "ort-qnn"),
+    "dlc": ("qnn-cpu", "qnn-htp", "qnn-gpu", "ort"),
     "context": ("qnn-htp",),
 }
 """Backends by kind of file; the first is the default."""
-
-_ALL = tuple(dict.fromkeys(name for names in BACKENDS.values() for name in names))
 
 
 @dataclass(frozen=True)
@@ -83,8 +82,8 @@ class Session:
     Args:
         model: a file (.onnx, DLC or context binary, told apart by content), the bytes of an ONNX model, or any
             object with a `path` attribute.
-        backend: "qnn-cpu", "qnn-htp" or "ort"; by default .onnx runs on ort, a DLC on qnn-cpu, a context binary on
-            qnn-htp. There is no fallback from one to another.
+        backend: one of `npukit.runtime.BACKEND_NAMES`; by default .onnx runs on ort, a DLC on qnn-cpu, a context
+            binary on qnn-htp. There is no fallback from one to another.
         graph: name of the graph; needed where the file holds several.
         in_process: run the native code in this process: faster by one message a run, but a crash ends the program,
             and what the library prints while it prepares is diverted from descriptor 1 for everyone.
@@ -453,8 +452,13 @@ def _request(
     *,
     dequantize: bool,
 ) -> Request:
-    if backend is not None and backend not in _ALL:
-        raise UsageError(f"there is no backend {backend!r}", where="backend", hint=nearest(backend, _ALL))
+    if backend is not None and backend not in BACKEND_NAMES:
+        raise UsageError(f"there is no backend {backend!r}", where="backend", hint=nearest(backend, BACKEND_NAMES))
+    if backend == "acl" or (backend is None and _is_om(model)):
+        raise MissingDependency(
+            "backend acl runs Ascend's .om files through pyACL, which comes with CANN; npukit does not drive it yet",
+            where="backend",
+        )
     if threads is not None and threads < 1:
         raise UsageError(f"{threads} threads cannot be", where="threads")
     path: str | None = None
@@ -474,6 +478,14 @@ def _request(
     if fetch and chosen != "ort":
         raise UsageError(f"inner values can be fetched from backend ort, not from {chosen}", where="fetch")
     return Request(path, kind, chosen, graph, target, threads, fetch, content, dequantize)
+
+
+def _is_om(model: Any) -> bool:
+    if isinstance(model, (bytes, bytearray, memoryview)):
+        return False
+    with contextlib.suppress(OSError), open(getattr(model, "path", model), "rb") as file:
+        return file.read(4) == b"IMOD"
+    return False
 
 
 _KIND_WORDS = {"onnx": "an ONNX model", "dlc": "a DLC", "context": "a context binary"}

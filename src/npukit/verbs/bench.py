@@ -16,9 +16,9 @@ from npukit import log
 from npukit.analysis import DEFAULT_SEED, text
 from npukit.analysis.samples import generate
 from npukit.errors import UsageError
+from npukit.runtime import BACKEND_NAMES
 from npukit.verbs import options as o
 from npukit.verbs.options import arg, opt, verb
-from npukit.verbs.verify import BACKENDS
 
 if TYPE_CHECKING:
     from npukit.runtime.session import Session
@@ -36,7 +36,7 @@ class BenchOptions:
 
     models: tuple[Path, ...] = arg("the models (.onnx, .dlc, context binary)", many=True, metavar="MODEL")
     backends: tuple[str, ...] = opt(
-        (), "Backend; repeatable [by file].", "--backend", many=True, parse=o.strings, metavar="|".join(BACKENDS)
+        (), "Backend; repeatable [by file].", "--backend", many=True, parse=o.strings, metavar="|".join(BACKEND_NAMES)
     )
     runs: int = opt(200, "Most runs to measure.")
     seconds: float = opt(10.0, "Stop measuring after this time.")
@@ -163,7 +163,7 @@ def _measure(options: BenchOptions, model: Path, backend: str | None) -> Row:
         return Row(
             model=model.name,
             backend=session.backend,
-            emulated=session.backend == "qnn-htp" and not on_device(),
+            emulated=session.backend in ("qnn-htp", "ort-qnn") and not on_device(),
             library=session.library,
             load=load,
             first=first,

@@ -15,13 +15,20 @@ from typing import Any
 import npukit
 from npukit import log
 from npukit.analysis import text
-from npukit.errors import NpukitError
+from npukit.errors import MissingDependency, NpukitError
 from npukit.verbs.isolate import isolated
 from npukit.verbs.libs import library_rows, library_table
 from npukit.verbs.options import opt, verb
 
 _PACKAGES = ("numpy", "ml_dtypes", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "onnxruntime-qnn", "typer", "jinja2")
-_BACKENDS = {"ort": "runs .onnx, and .dlc raised to ONNX", "qnn-cpu": "runs .dlc and .onnx", "qnn-htp": ""}
+_BACKENDS = {
+    "ort": "runs .onnx, and .dlc raised to ONNX",
+    "qnn-cpu": "runs .dlc and .onnx",
+    "qnn-htp": "",
+    "qnn-gpu": "runs .dlc and .onnx",
+    "ort-qnn": "runs .onnx by ONNX Runtime's QNN provider",
+    "acl": "",
+}
 
 
 @dataclass(frozen=True)
@@ -43,7 +50,7 @@ class DoctorResult:
         machine: operating system, machine and Python.
         libraries: rows of `npukit libs`.
         packages: versions of the packages npukit stands on; empty where one is not installed.
-        backends: one object a backend: name, state ("works", "fails", "not tried"), detail, hint, seconds.
+        backends: one object a backend: name, state ("works", "fails", "missing", "not tried"), detail, hint, seconds.
         licences: paths of Qualcomm's agreement.
         folders: where libraries are looked for, in order.
     """
@@ -57,7 +64,7 @@ class DoctorResult:
 
     @property
     def exit_code(self) -> int:
-        return 3 if all(row["state"] == "fails" for row in self.backends) else 0
+        return 3 if all(row["state"] in ("fails", "missing") for row in self.backends) else 0
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -92,7 +99,7 @@ def doctor(options: DoctorOptions) -> DoctorResult:
 
     Example:
         >>> [row["backend"] for row in npukit.doctor(run=False).backends]
-        ['ort', 'qnn-cpu', 'qnn-htp']
+        ['ort', 'qnn-cpu', 'qnn-htp', 'qnn-gpu', 'ort-qnn', 'acl']
     """
     from npukit.qnn.api import libraries
 
@@ -127,7 +134,8 @@ def _try(name: str, options: DoctorOptions) -> dict[str, Any]:
         with isolated(timeout=options.timeout) as call:
             detail = call("npukit.verbs.doctor:_probe", name)
     except NpukitError as error:
-        return {**row, "state": "fails", "detail": error.what, "hint": error.hint}
+        state = "missing" if isinstance(error, MissingDependency) else "fails"
+        return {**row, "state": state, "detail": error.what, "hint": error.hint}
     return {**row, "state": "works", "detail": detail, "seconds": round(time.perf_counter() - start, 2)}
 
 

@@ -17,9 +17,9 @@ from npukit import files, log
 from npukit.analysis import DEFAULT_SEED, text
 from npukit.analysis.samples import Samples, generate, given
 from npukit.errors import InputError, UsageError
+from npukit.runtime import BACKEND_NAMES
 from npukit.verbs import options as o
 from npukit.verbs.options import arg, opt, verb
-from npukit.verbs.verify import BACKENDS
 
 if TYPE_CHECKING:
     from npukit.runtime.session import Session
@@ -36,7 +36,7 @@ class RunOptions:
     output: Path | None = opt(
         None, "Folder for the outputs [none are saved].", "-o", "--out", parse=Path, metavar="DIR"
     )
-    backend: str | None = opt(None, "Backend [by file].", choices=BACKENDS)
+    backend: str | None = opt(None, "Backend [by file].", choices=BACKEND_NAMES)
     inputs: tuple[tuple[str, Path], ...] = opt(
         (), "Input data; several of a name are several runs.", "--input", many=True, parse=o.files,
         metavar="NAME=FILE",

@@ -17,6 +17,7 @@ from npukit.analysis import DEFAULT_SEED
 from npukit.analysis.samples import InputInfo, Sample, Samples
 from npukit.analysis.verify import IndexOutput, Verification
 from npukit.errors import ModelError, NpukitError, UsageError
+from npukit.runtime import BACKEND_NAMES
 from npukit.verbs import options as o
 from npukit.verbs.isolate import isolated
 from npukit.verbs.options import arg, opt, verb
@@ -28,8 +29,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-BACKENDS = ("qnn-cpu", "qnn-htp", "ort")
-
 
 @dataclass(frozen=True)
 class VerifyOptions:
@@ -40,8 +39,8 @@ class VerifyOptions:
 
     model: Path = arg("the model to judge (.dlc, context binary, .onnx)")
     against: Path | None = opt(None, "The reference, usually the source model.", parse=Path, metavar="FILE")
-    backend: str | None = opt(None, "Backend of the model [by file].", choices=BACKENDS)
-    reference_backend: str | None = opt(None, "Backend of the reference [by file].", choices=BACKENDS)
+    backend: str | None = opt(None, "Backend of the model [by file].", choices=BACKEND_NAMES)
+    reference_backend: str | None = opt(None, "Backend of the reference [by file].", choices=BACKEND_NAMES)
     inputs: tuple[tuple[str, Path], ...] = opt(
         (), "Input data; several of a name are several samples.", "--input", many=True, parse=o.files,
         metavar="NAME=FILE",
