@@ -105,7 +105,7 @@ def test_area_is_the_mean_of_blocks() -> None:
     pixels = photo(8, 12)
     result = Preprocessing.load({"resize": {"size": [4, 4], "method": "area"}}).apply(pixels, Info("x", (4, 4, 3)))
     means = pixels.reshape(4, 2, 4, 3, 3).mean((1, 3))
-    assert np.abs(result - means).max() <= 0.5 + 1e-6
+    assert np.abs(result - means).max() < 1  # Pillow rounds after each of its two passes
 
 
 @pytest.mark.parametrize(
