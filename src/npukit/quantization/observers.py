@@ -10,6 +10,7 @@ and histograms of two machines or two runs can be added.
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -17,9 +18,10 @@ import numpy as np
 
 from npukit.errors import InputError, UsageError, nearest
 from npukit.qnn.graph import Array
+from npukit.quantization.channels import ChannelObserver as ChannelObserver
 from npukit.quantization.ranges import MIN_RANGE, Range, check_bits
 
-_CHUNK = 1 << 16  # elements at once: the copies of a chunk stay in the cache
+_CHUNK = 1 << 15  # elements at once: the copies of a chunk stay in the cache
 _LANES = 4  # counters per bin while counting: runs of equal values (zeros of a Relu) need not wait for each other
 _LEAST_EXPONENT = -126  # of a bin's width, so that its inverse is a float32
 
@@ -85,7 +87,6 @@ class Observer:
         self.batches += 1
         flat = np.asarray(array).reshape(-1)
         lanes: Array | None = None
-        scratch = _Scratch(min(flat.size, _CHUNK))
         for begin in range(0, flat.size, _CHUNK):
             with np.errstate(over="ignore"):
                 chunk = flat[begin : begin + _CHUNK].astype(np.float32, copy=False)
@@ -109,9 +110,9 @@ class Observer:
             if zeros == chunk.size or self._exponent is None:
                 continue
             if lanes is None:
-                lanes = np.zeros((_LANES, self.bins + 1), np.int64)
+                lanes = np.zeros((_LANES, self.bins), np.int64)
             # The zeros fall into the bin that begins at zero: they are taken out again, cheaper than leaving them out.
-            scratch.count(chunk, self._exponent, self._start, lanes)
+            _SCRATCH.count(chunk, self._exponent, self._start, lanes)
             lanes[0, -self._start] -= zeros
         self._fold(lanes)
 
@@ -160,9 +161,7 @@ class Observer:
 
     def _fold(self, lanes: Array | None) -> None:
         if lanes is not None:
-            counts = lanes.sum(axis=0)
-            counts[-2] += counts[-1]  # values that float32 rounded up to the upper edge of the last bin
-            self._counts += counts[:-1]
+            self._counts += lanes.sum(axis=0)
 
     def histogram(self) -> tuple[Array, Array]:
         """Edges [n + 1] (float64, ascending) and counts [n] (int64) of the bins in use, zeros left out.
@@ -238,130 +237,32 @@ class Observer:
         return made
 
 
-class _Scratch:
-    """Buffers of one update, of as many elements as a chunk has."""
+class _Scratch(threading.local):
+    """Buffers of one chunk, kept from update to update: fresh memory costs more than the arithmetic on it."""
 
-    def __init__(self, size: int) -> None:
-        self.floats = np.empty(size, np.float32)
-        self.indices = np.empty(size, np.intp)
-        self.firsts = np.empty(0, np.float32)  # what takes an element's grid index to its counter, lane by lane
-        self.start: int | None = None
+    def __init__(self) -> None:
+        self.floats = np.empty(_CHUNK, np.float32)
+        self.indices = np.empty(_CHUNK, np.intp)
+        self.lanes = np.empty(0, np.float32)
+        self.bins = 0
 
     def count(self, chunk: Array, exponent: int, start: int, lanes: Array) -> None:
-        """Count `chunk`, whose values lie in the bins, into `lanes` [_LANES, bins + 1]."""
-        if start != self.start:
-            lane = np.arange(_LANES) * lanes.shape[1] - start
-            self.firsts = np.resize(lane.astype(np.float32), self.floats.size)
-            self.start = start
+        """Count `chunk`, whose values lie in the bins, into `lanes` [_LANES, bins]."""
+        if self.bins != lanes.shape[1]:
+            self.bins = lanes.shape[1]
+            self.lanes = np.resize(np.arange(_LANES, dtype=np.float32) * self.bins, _CHUNK)
         floats, indices = self.floats[: chunk.size], self.indices[: chunk.size]
-        # |start| and the index are small numbers, as the bins always reach to zero: float32 is good enough.
         np.multiply(chunk, np.float32(math.ldexp(1.0, -exponent)), out=floats)
-        floats += self.firsts[: chunk.size]
-        indices[...] = floats  # all are >= 0, so cutting the fraction off is the floor
+        np.floor(floats, out=floats)
+        # Indices are small numbers, as the bins always reach to zero: float32 is exact.
+        floats -= np.float32(start)
+        floats += self.lanes[: chunk.size]
+        indices[...] = floats
         # Since numpy 1.25 this is faster than bincount.
         np.add.at(lanes.reshape(-1), indices, 1)
 
 
-class ChannelObserver:
-    """Smallest, largest, mean and mean square value of every channel of the last axis.
-
-    For bias correction (means), smoothing (ranges) and the importance of weights (`power`: E[x^2] of the activation
-    that multiplies them). NaN and infinities are counted in `bad` and left out of all else.
-
-    Args:
-        channels: extent of the last axis.
-
-    Attributes:
-        low, high: float32 [channels]; inf and -inf before the first value.
-        count: int64 [channels], finite values.
-        bad: NaNs and infinities seen.
-    """
-
-    def __init__(self, channels: int) -> None:
-        self.channels = channels
-        self.low = np.full(channels, np.inf, np.float32)
-        self.high = np.full(channels, -np.inf, np.float32)
-        self.count = np.zeros(channels, np.int64)
-        self.bad = 0
-        self._sum = np.zeros(channels)
-        self._squares = np.zeros(channels)
-
-    @property
-    def mean(self) -> Array:
-        """float64 [channels]; 0 for a channel without values."""
-        return self._sum / np.maximum(self.count, 1)
-
-    @property
-    def power(self) -> Array:
-        """Mean of the squares, float64 [channels]."""
-        return self._squares / np.maximum(self.count, 1)
-
-    @property
-    def reach(self) -> Array:
-        """Largest magnitude, float32 [channels]; 0 for a channel without values."""
-        return np.maximum(np.maximum(-self.low, self.high), 0)
-
-    def update(self, array: Array) -> None:
-        """Take in an array [..., channels]; InputError for another last axis."""
-        values = np.asarray(array)
-        if values.ndim == 0 or values.shape[-1] != self.channels:
-            raise InputError(f"an array of shape {list(values.shape)} has not {self.channels} channels")
-        rows = values.reshape(-1, self.channels)
-        step = max(1, _CHUNK // max(self.channels, 1))
-        for begin in range(0, len(rows), step):
-            self._take(rows[begin : begin + step].astype(np.float32, copy=False))
-
-    def _take(self, rows: Array) -> None:
-        low, high = rows.min(axis=0), rows.max(axis=0)
-        finite = len(rows)
-        count: Array | int = finite
-        if not (np.isfinite(low).all() and np.isfinite(high).all()):
-            kept = np.isfinite(rows)
-            count = kept.sum(axis=0)
-            self.bad += int(rows.size - count.sum())
-            low = np.where(kept, rows, np.inf).min(axis=0)
-            high = np.where(kept, rows, -np.inf).max(axis=0)
-            rows = np.where(kept, rows, np.float32(0))
-        self.low, self.high = np.minimum(self.low, low), np.maximum(self.high, high)
-        self.count += count
-        wide = rows.astype(np.float64)
-        self._sum += wide.sum(axis=0)
-        self._squares += np.einsum("ij,ij->j", wide, wide)
-
-    def merge(self, other: ChannelObserver) -> None:
-        """Add what `other` saw; UsageError when it has other channels."""
-        if self.channels != other.channels:
-            raise UsageError(f"observers of {self.channels} and {other.channels} channels do not merge")
-        self.low, self.high = np.minimum(self.low, other.low), np.maximum(self.high, other.high)
-        self.count += other.count
-        self.bad += other.bad
-        self._sum += other._sum
-        self._squares += other._squares
-
-    def to_arrays(self) -> dict[str, Array]:
-        """The whole state, for `from_arrays`."""
-        return {
-            "low": self.low.copy(),
-            "high": self.high.copy(),
-            "count": self.count.copy(),
-            "bad": np.array(self.bad, np.int64),
-            "sums": np.stack([self._sum, self._squares]),
-        }
-
-    @classmethod
-    def from_arrays(cls, arrays: Mapping[str, Array]) -> ChannelObserver:
-        """The observer whose `to_arrays` made `arrays`; InputError when nothing did."""
-        try:
-            made = cls(len(arrays["low"]))
-            made.low, made.high = np.array(arrays["low"], np.float32), np.array(arrays["high"], np.float32)
-            made.count = np.array(arrays["count"], np.int64)
-            made.bad = int(arrays["bad"])
-            made._sum, made._squares = (np.array(row, np.float64) for row in arrays["sums"])
-        except (KeyError, ValueError, TypeError) as error:
-            raise InputError("this is not the saved state of a channel observer") from error
-        if not made.low.shape == made.high.shape == made.count.shape == made._sum.shape == made._squares.shape:
-            raise InputError("the saved state of a channel observer does not fit together")
-        return made
+_SCRATCH = _Scratch()
 
 
 @dataclass(frozen=True)
@@ -419,7 +320,7 @@ def _adjusted(observer: Observer, bits: int, symmetric: bool, options: Options) 
         return wide
     steps = (1 << bits) - 1
     exact = -wide.low / (wide.high - wide.low) * steps
-    zeros = [z for z in (math.floor(exact), math.ceil(exact)) if 0 < z < steps]
+    zeros = [min(max(z, 1), steps - 1) for z in (math.floor(exact), math.ceil(exact))]
     zero, scale = min(((z, max(-wide.low / z, wide.high / (steps - z))) for z in zeros), key=lambda pair: pair[1])
     return Range(-zero * scale, (steps - zero) * scale)
 
@@ -435,9 +336,9 @@ def _percentile(observer: Observer, bits: int, symmetric: bool, options: Options
     below = np.interp(edges, observer.histogram()[0], np.concatenate([[0], np.cumsum(counts)]))
     below, total = below + observer.zeros * (edges >= 0), float(counts.sum() + observer.zeros)
     if symmetric:
-        reaches = np.unique(np.abs(edges))
-        # Left of -reach, not at it: the zeros are inside of any reach.
-        inside = np.interp(reaches, edges, below) - np.where(reaches > 0, np.interp(-reaches, edges, below, left=0), 0)
+        reaches = np.unique(np.abs(edges))  # from 0: only the zeros are inside of that one
+        inside = np.interp(reaches, edges, below) - np.interp(-reaches, edges, below, left=0)
+        inside[0] = observer.zeros
         reach = float(np.interp(share * total, inside, reaches))
         return Range(-min(reach, full.high), min(reach, full.high)).widened(symmetric=True)
     low = float(np.interp((1 - share) * total, below, edges))

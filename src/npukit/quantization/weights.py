@@ -149,7 +149,7 @@ def blockwise(
         wanted = reach / limits[1]
     else:
         given = None if importance is None else _importance(importance, array, channel, where)
-        weight = None if given is None else np.ascontiguousarray(given).reshape(rows.shape)
+        weight = None if given is None else np.ascontiguousarray(np.broadcast_to(given, flat.shape)).reshape(rows.shape)
         wanted = _least_error(rows, reach, float(limits[1]), limits, weight, 0.0)
     tops = np.maximum(wanted.reshape(channels, count).max(axis=1, initial=0), MIN_RANGE / 15) / _MOST_BLOCK_SCALE
     if method == "min-max":
@@ -220,7 +220,7 @@ def _block_scales(
 def _checked(values: Array, where: str) -> Array:
     with np.errstate(over="ignore"):
         array = np.asarray(values).astype(np.float32, copy=False)
-    if array.size and not np.isfinite(array.min() + 0.0 * array.max()):
+    if array.size and not np.isfinite([array.min(), array.max()]).all():
         bad = int(array.size - np.count_nonzero(np.isfinite(array)))
         raise ModelError(
             f"{bad} of {array.size} weights are NaN or infinite", where=where, hint="the model's file is damaged"
@@ -321,7 +321,8 @@ def _error(units: Array, scales: Array, limits: Steps, weight: Array | None) -> 
         found = np.einsum("ij,ij->i", rest, rest).astype(np.float64)
     else:
         found = np.einsum("ij,ij,ij->i", rest, rest, np.broadcast_to(weight, rest.shape)).astype(np.float64)
-    return found * scales**2
+    error: Array = found * scales**2
+    return error
 
 
 def _least_error(
@@ -331,12 +332,14 @@ def _least_error(
     unit = np.where(reach > 0, np.maximum(reach, _TINY), 1.0)
     least = np.broadcast_to(np.maximum(np.asarray(floor, np.float64) / unit, _TINY), unit.shape)
     if rows.shape[1] > _CHUNK or len(rows) == 1:
-        return _searched(rows, unit, parts, limits, weight, least) * unit
+        alone: Array = _searched(rows, unit, parts, limits, weight, least) * unit
+        return alone
     found = np.empty(len(rows))
     for channels, _ in _tiles(*rows.shape):  # whole rows: all tries on a tile while it is in the cache
         part = weight if weight is None or len(weight) == 1 else weight[channels]
         found[channels] = _searched(rows[channels], unit[channels], parts, limits, part, least[channels])
-    return found * unit
+    scales: Array = found * unit
+    return scales
 
 
 def _searched(rows: Array, unit: Array, parts: float, limits: Steps, weight: Array | None, least: Array) -> Array:
@@ -358,7 +361,8 @@ def _searched(rows: Array, unit: Array, parts: float, limits: Steps, weight: Arr
             attempt(middle + move / parts)
     for _ in range(_FITS):
         attempt(_fitted(rows, unit, best, limits, weight))
-    return best
+    scales: Array = best
+    return scales
 
 
 def _fitted(rows: Array, unit: Array, scales: Array, limits: Steps, weight: Array | None) -> Array:
