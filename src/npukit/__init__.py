@@ -26,10 +26,12 @@ if TYPE_CHECKING:
     from npukit.verbs.convert import convert
     from npukit.verbs.diff import diff
     from npukit.verbs.doctor import doctor
+    from npukit.verbs.encodings import encodings
     from npukit.verbs.export import export
     from npukit.verbs.inspect import inspect
     from npukit.verbs.libs import libs
     from npukit.verbs.lint import lint
+    from npukit.verbs.quantize import quantize
     from npukit.verbs.run import run
     from npukit.verbs.verify import verify
 
@@ -42,10 +44,12 @@ _HOMES = {
     "convert": "npukit.verbs.convert",
     "diff": "npukit.verbs.diff",
     "doctor": "npukit.verbs.doctor",
+    "encodings": "npukit.verbs.encodings",
     "export": "npukit.verbs.export",
     "inspect": "npukit.verbs.inspect",
     "libs": "npukit.verbs.libs",
     "lint": "npukit.verbs.lint",
+    "quantize": "npukit.verbs.quantize",
     "run": "npukit.verbs.run",
     "verify": "npukit.verbs.verify",
 }
@@ -59,11 +63,13 @@ __all__ = [
     "convert",
     "diff",
     "doctor",
+    "encodings",
     "errors",
     "export",
     "inspect",
     "libs",
     "lint",
+    "quantize",
     "run",
     "verify",
 ]

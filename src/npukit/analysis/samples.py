@@ -45,7 +45,7 @@ class Samples:
     """Inputs of several runs.
 
     Attributes:
-        origin: "given", "test_data_set" or "generated".
+        origin: "given", "test_data_set", "calibration" or "generated".
         runs: arrays by input name, one mapping a run.
         seed: of generated inputs.
         made: how each input was generated, for people ("N(0, 1)", "whole numbers 0 to 30521").
@@ -61,6 +61,8 @@ class Samples:
         count = f"{len(self.runs)} {'sample' if len(self.runs) == 1 else 'samples'}"
         if self.origin == "given":
             return f"{count} as given"
+        if self.origin == "calibration":
+            return f"{count} of the calibration data"
         if self.origin == "test_data_set":
             return f"{count} from test_data_set_* beside the model"
         how = ", ".join(f"{name}: {text}" for name, text in self.made.items())

@@ -35,6 +35,7 @@ log = logging.getLogger(__name__)
 # Verb -> (module, options class, function, help). Modules are imported when their verb is used.
 VERBS: dict[str, tuple[str, str, str, str]] = {
     "convert": ("npukit.verbs.convert", "ConvertOptions", "convert", "Convert a model to a DLC and verify it."),
+    "quantize": ("npukit.verbs.quantize", "QuantizeOptions", "quantize", "Quantize a model with calibration data."),
     "lint": ("npukit.verbs.lint", "LintOptions", "lint", "Show what stands in the way of a conversion."),
     "compile": ("npukit.verbs.compile", "CompileOptions", "compile", "Compile a DLC to a context binary for a chip."),
     "run": ("npukit.verbs.run", "RunOptions", "run", "Run a model on inputs and save its outputs."),
@@ -42,6 +43,12 @@ VERBS: dict[str, tuple[str, str, str, str]] = {
     "bench": ("npukit.verbs.bench", "BenchOptions", "bench", "Measure how long models take to load and to run."),
     "inspect": ("npukit.verbs.inspect", "InspectOptions", "inspect", "Show what a model or artifact holds."),
     "diff": ("npukit.verbs.diff", "DiffOptions", "diff", "Show what differs between two models or artifacts."),
+    "encodings": (
+        "npukit.verbs.encodings",
+        "EncodingsOptions",
+        "encodings",
+        "Show, check, convert and compare encodings files.",
+    ),
     "export": ("npukit.verbs.export", "ExportOptions", "export", "Turn a DLC or model library into an ONNX model."),
     "doctor": ("npukit.verbs.doctor", "DoctorOptions", "doctor", "Show the libraries found and what works here."),
     "targets": ("npukit.verbs.targets", "TargetsOptions", "targets", "List the chips that npukit knows."),

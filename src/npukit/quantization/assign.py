@@ -117,6 +117,49 @@ class Legal:
             self._verdicts[key] = next(texts, "")
         return self._verdicts[key]
 
+    def validators(self) -> dict[str, Validator]:
+        """For lowering a float graph that will be quantized: an op is accepted where one of its forms is."""
+        return {name: _accepting(check) for name, check in self._validators.items()}
+
+
+def _accepting(check: Validator) -> Validator:
+    """Accepts a float op where the target takes it on 8-bit codes, on 16-bit codes, or in float."""
+
+    def accept(op: Op) -> str | None:
+        text = check(op)
+        if text is None:
+            return None
+        graph = Graph("asked", [t for t in op.inputs if t is not None], list(op.outputs), [op])
+        legal = Legal({"": check})
+        assigned = assign(graph, Plan(), Dummies(), legal)
+        return None if assigned.precisions.get(op.name) else text
+
+    return accept
+
+
+class Dummies:
+    """Encodings of no meaning: what a target's validation accepts does not depend on their values."""
+
+    def activation(self, tensor: Tensor, bits: int) -> Encoding:
+        """Some asymmetric encoding."""
+        del tensor
+        return Encoding.per_tensor(2.0**-bits, -(1 << (bits - 1)))
+
+    def weight(self, op: Op, axis: int | None, bits: int) -> tuple[Array, Encoding]:
+        """Zeros."""
+        source = op.inputs[1]
+        assert source is not None
+        count = 1 if axis is None else source.shape[axis]
+        encoding = Encoding((0.01,) * count, (0,) * count, axis=axis, bitwidth=4 if bits == 4 else 0)
+        return np.broadcast_to(np.int8(0), source.shape), encoding
+
+    def bias(self, op: Op, weight: Tensor) -> Array:
+        """Zeros."""
+        del weight
+        source = op.inputs[2]
+        assert source is not None
+        return np.zeros(source.shape)
+
 
 def assign(graph: Graph, plan: Plan, encodings: Encodings, legal: Legal, groups: Groups | None = None) -> Assigned:
     """Quantize `graph` (floats held as FLOAT_32 or FLOAT_16) by `plan`; what the targets refuse runs finer.

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: npukit contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Encodings from what calibration observed, from overrides, and dummies for asking a target what it takes."""
+"""Encodings from what calibration observed and from overrides."""
 
 from __future__ import annotations
 
@@ -178,27 +178,3 @@ def by_input_channel(op: Op, values: Array) -> Array | None:
 
 def _container(bits: int) -> DType:
     return DType.SFIXED_POINT_16 if bits == 16 else DType.SFIXED_POINT_8
-
-
-class Dummies:
-    """Encodings of no meaning: what a target's validation accepts does not depend on their values."""
-
-    def activation(self, tensor: Tensor, bits: int) -> Encoding:
-        """Some asymmetric encoding."""
-        del tensor
-        return Encoding.per_tensor(2.0**-bits, -(1 << (bits - 1)))
-
-    def weight(self, op: Op, axis: int | None, bits: int) -> tuple[Array, Encoding]:
-        """Zeros."""
-        source = op.inputs[1]
-        assert source is not None
-        count = 1 if axis is None else source.shape[axis]
-        encoding = Encoding((0.01,) * count, (0,) * count, axis=axis, bitwidth=4 if bits == 4 else 0)
-        return np.broadcast_to(np.int8(0), source.shape), encoding
-
-    def bias(self, op: Op, weight: Tensor) -> Array:
-        """Zeros."""
-        del weight
-        source = op.inputs[2]
-        assert source is not None
-        return np.zeros(source.shape)

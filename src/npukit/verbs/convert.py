@@ -227,7 +227,7 @@ def convert(options: ConvertOptions) -> ConvertResult:
         if options.dry_run:
             converted = call("npukit.verbs.convert:_convert", options, None)
             return ConvertResult(None, converted, skipped="dry run", targets=targets)
-        with _replacing(output) as temp:
+        with replacing(output) as temp:
             converted = call("npukit.verbs.convert:_convert", options, temp)
             backend, skipped = _how_to_verify(options, converted)
             if skipped:
@@ -255,7 +255,7 @@ class _Moved(Exception):
 
 
 @contextlib.contextmanager
-def _replacing(output: Path) -> Iterator[Path]:
+def replacing(output: Path) -> Iterator[Path]:
     """`files.atomic_write`, which the body may leave without a file (see `_move`)."""
     with contextlib.suppress(_Moved), files.atomic_write(output) as temp:
         yield temp
@@ -343,9 +343,15 @@ def _convert(options: ConvertOptions, path: Path | None) -> Converted:
 
 
 def lower_source(
-    options: ConvertOptions, targets: Sequence[Target], validators: Mapping[str, Callable[[Op], str | None]]
+    options: ConvertOptions,
+    targets: Sequence[Target],
+    validators: Mapping[str, Callable[[Op], str | None]],
+    *,
+    integers: bool = False,
 ) -> tuple[Normalized, Lowered, list[str]]:
     """The source as the front end leaves it, its graph for `targets`, and the front end's notes.
+
+    `integers`: the graph will be quantized, so ops take the forms that suit integers.
 
     Raises:
         NpukitError: the model cannot be read, needs an option, or cannot be lowered; every fault at once.
@@ -359,7 +365,10 @@ def lower_source(
     notes = [*normalized.notes, *_double_notes(normalized.model)]
     log.report("lowering", 0.2)
     lower_options = LowerOptions(
-        name=Names().legal(options.model.stem), float_bitwidth=int(options.float_bitwidth), io_layout=options.io_layout
+        name=Names().legal(options.model.stem),
+        float_bitwidth=int(options.float_bitwidth),
+        io_layout=options.io_layout,
+        integers=integers,
     )
     return normalized, lower(normalized.model, targets, lower_options, validators), notes
 
@@ -484,7 +493,7 @@ def _verify(options: ConvertOptions, path: Path, backend: str, name: str, conver
     from npukit.verbs.verify import VerifyOptions, verify_here
 
     with contextlib.ExitStack() as stack:
-        source = _cut_source(options, converted, stack)
+        source = cut_source(options, converted.stamp, stack)
         chosen = VerifyOptions(
             model=path,
             against=source,
@@ -508,7 +517,7 @@ def _verify(options: ConvertOptions, path: Path, backend: str, name: str, conver
         return replace(outcome, diverges=found)
 
 
-def _cut_source(options: ConvertOptions, converted: Converted, stack: contextlib.ExitStack) -> Path:
+def cut_source(options: ConvertOptions, stamp: Stamp, stack: contextlib.ExitStack) -> Path:
     """The model to compare with: the source, or where the options cut inputs off, a copy that begins there too."""
     cuts = tuple(name for name, value in options.inputs if not isinstance(value, Path))
     if not cuts:
@@ -522,7 +531,7 @@ def _cut_source(options: ConvertOptions, converted: Converted, stack: contextlib
 
     model = read_model(options.model).model
     cut_graph(model, LoadOptions(inputs=cuts, outputs=options.outputs))
-    contract = {io.name: io for io in converted.stamp.inputs}
+    contract = {io.name: io for io in stamp.inputs}
     for value in model.graph.inputs:
         io = contract[value.name or ""]
         value.dtype, value.shape = ir.DataType.from_numpy(np.dtype(io.dtype)), ir.Shape(io.shape)

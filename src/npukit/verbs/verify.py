@@ -91,8 +91,11 @@ def _verify(options: VerifyOptions) -> Verification:
     return verify_here(options)[0]
 
 
-def verify_here(options: VerifyOptions) -> tuple[Verification, Sample]:
-    """`verify` in this process, without the report; with the outcome, the first sample that failed (else the first)."""
+def verify_here(options: VerifyOptions, given: Samples | None = None) -> tuple[Verification, Sample]:
+    """`verify` in this process, without the report; with the outcome, the sample with the largest error.
+
+    `given`: the samples, where they do not come from files and are not to be made.
+    """
     from npukit.analysis import compare
     from npukit.analysis import verify as analysis
     from npukit.analysis.reference import check_rewritten
@@ -116,7 +119,7 @@ def verify_here(options: VerifyOptions) -> tuple[Verification, Sample]:
         # before inputs are made: two models that do not belong together show here
         analysis.pair_outputs(names, [info.name for info in reference.outputs], indices)
         infos = analysis.input_infos(model, reference)
-        chosen = _samples(options, source, infos)
+        chosen = given or _samples(options, source, infos)
         precision = precision_of(options.model, model)
         limits = compare.criteria(
             precision, min_sqnr=options.min_sqnr, max_error=options.max_error, min_cosine=options.min_cosine
