@@ -102,7 +102,7 @@ def encoding(
     bitwidth = bits if bits < 8 else 0
     middle = 0 if signed else -half
     if steps is not None:
-        low, high = _checked_steps(steps, bits)
+        low, high = checked_steps(steps, bits)
         wide = range.widened(symmetric=True)
         return Encoding.per_tensor(float32_scale((wide.high - wide.low) / (high - low)), middle, bitwidth)
     wide = range.widened(symmetric=symmetric)
@@ -124,10 +124,11 @@ def parse_steps(text: str) -> tuple[int, int]:
     if len(words) != 2 or not all(re.fullmatch(r"[+-]?(0[xX])?[0-9a-fA-F]{1,8}", word) for word in words):
         raise UsageError(f"cannot read the steps {text!r}", hint='write two hexadecimal numbers: "-0x80 0x7F"')
     low, high = (int(word, 16) for word in words)
-    return _checked_steps((low, high), 32)
+    return checked_steps((low, high), 32)
 
 
-def _checked_steps(steps: tuple[int, int], bits: int) -> tuple[int, int]:
+def checked_steps(steps: tuple[int, int], bits: int) -> tuple[int, int]:
+    """The lowest and highest step, as they are; UsageError where zero is not between them or `bits` do not hold them."""
     low, high = steps
     half = 1 << (bits - 1)
     if not -half <= low < 0 < high < half:

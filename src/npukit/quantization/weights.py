@@ -17,7 +17,7 @@ import numpy as np
 from npukit.errors import ModelError, UsageError, nearest
 from npukit.qnn.graph import Array, DType, Encoding
 from npukit.quantization.observers import RANGE_METHODS, Observer, observed_range
-from npukit.quantization.ranges import MIN_RANGE, Range, _checked_steps, check_bits, codes, encoding, float32_scale
+from npukit.quantization.ranges import MIN_RANGE, Range, check_bits, checked_steps, codes, encoding, float32_scale
 
 BLOCKS = (8, 16, 32, 64, 128)
 """Block sizes that HTP computes right (measured: 4 gives wrong numbers; reference qnn_more.md section 2)."""
@@ -87,7 +87,7 @@ def quantize_weights(
     if not symmetric:
         return _asymmetric(array, bits, axis, method, importance, percentile, steps, where)
     rows, restore = _rows(array, _axis(axis, array.ndim, where))
-    limits = _checked_steps(steps, bits) if steps else (-(1 << (bits - 1)), (1 << (bits - 1)) - 1)
+    limits = checked_steps(steps, bits) if steps else (-(1 << (bits - 1)), (1 << (bits - 1)) - 1)
     # The value of one step where the largest magnitude just fits.
     parts = (limits[1] - limits[0]) / 2 if steps else float(limits[1])
     floor = MIN_RANGE / (2 * parts) if least_scale is None else np.asarray(least_scale, np.float64)
