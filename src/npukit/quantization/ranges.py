@@ -128,7 +128,7 @@ def parse_steps(text: str) -> tuple[int, int]:
 
 
 def checked_steps(steps: tuple[int, int], bits: int) -> tuple[int, int]:
-    """The lowest and highest step, as they are; UsageError where zero is not between them or `bits` do not hold them."""
+    """The steps as they are; UsageError where zero is not between them or `bits` do not hold them."""
     low, high = steps
     half = 1 << (bits - 1)
     if not -half <= low < 0 < high < half:
