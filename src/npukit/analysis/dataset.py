@@ -313,7 +313,7 @@ class _Notes:
     def seen(self, row: dict[str, Array], where: str) -> None:
         digest = hashlib.blake2b(digest_size=16)
         for name in sorted(row):
-            digest.update(memoryview(np.ascontiguousarray(row[name]).reshape(-1).view(np.uint8)))
+            digest.update(np.ascontiguousarray(row[name]).reshape(-1).view(np.uint8).data)
         self.samples += 1
         if digest.digest() in self.digests:
             self.add("the same as another sample", where)

@@ -437,7 +437,7 @@ class _Finder:
             if array.dtype.hasobject:
                 self.fault(f"{type(value).__name__} is no array of numbers", f"{where}: {name}")
                 continue
-            digest = hashlib.sha256(memoryview(np.ascontiguousarray(array).reshape(-1).view(np.uint8))).hexdigest()
+            digest = hashlib.sha256(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data).hexdigest()
             self.found.identity.append([name, str(array.dtype), array.shape, digest])
             entry[name] = Cell(f"{where}: {name}", functools.partial(np.asarray, array), array.shape, array.dtype)
         if len(entry) == len(parts):
