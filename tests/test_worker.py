@@ -22,10 +22,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from npukit import _wire, worker
+from npukit import _wire, log, worker
 from npukit.errors import Fault, InputError, ModelError, UsageError, WorkerDied
 from npukit.qnn.graph import DType, Encoding, Graph, Op, Param, Tensor, TensorKind
 from npukit.worker import Pool, RemoteFault, Worker
+
+DIGITS = Path(__file__).parents[1] / "examples" / "digits" / "digits.onnx"
 
 ECHO = "npukit._probe:echo"
 linux = pytest.mark.skipif(sys.platform != "linux", reason="signals and /proc as Linux has them")
@@ -407,3 +409,50 @@ def test_no_thread_is_left_behind():
         with Worker() as one:
             one.call(ECHO)
     assert threading.active_count() <= before
+
+
+# --- what the libraries print ---
+
+
+def test_a_bar_is_progress_and_no_log_line(caplog) -> None:
+    told: list[tuple[str, float]] = []
+    ear = worker._Ear()
+    ear.sink = lambda what, share: told.append((what, share))
+    reading, writing = os.pipe()
+    thread = threading.Thread(target=worker._read_lines, args=(os.fdopen(reading, "rb"), ear))
+    with caplog.at_level(logging.DEBUG, log.NATIVE):
+        thread.start()
+        with os.fdopen(writing, "wb", buffering=0) as pipe:
+            pipe.write(b"Starting stage: Graph Sequencing for Target\n [    ]   0%\r [##  ]  5")
+            pipe.write(b"0%\r [####] 100%\rCompleted stage: Graph Sequencing for Target (9 us)\r\nlast words")
+        thread.join()
+    stage = "Graph Sequencing for Target"
+    assert told == [(stage, 0.74), (stage, 0.74), (stage, pytest.approx(0.82)), (stage, pytest.approx(0.9))]
+    assert list(ear.tail) == [f"Starting stage: {stage}", f"Completed stage: {stage} (9 us)", "last words"]
+    assert [record.message for record in caplog.records] == list(ear.tail)
+
+
+def test_a_listener_that_fails_does_not_stop_the_reading() -> None:
+    ear = worker._Ear()
+    ear.sink = lambda what, share: 1 / 0  # type: ignore[assignment,return-value]
+    ear.hear("Starting stage: Completion")
+    ear.hear("more")
+    assert list(ear.tail) == ["Starting stage: Completion", "more"]
+
+
+@pytest.mark.parametrize("line", ["", "Starting stage: Something new", " [##  ] 50%", "50%", "[a] 5%"])
+def test_other_lines_are_no_progress(line: str) -> None:
+    assert log.Stages().read(line) is None
+
+
+@pytest.mark.native
+def test_compiling_tells_its_stages(tmp_path: Path) -> None:
+    import npukit
+
+    told: list[tuple[str, float]] = []
+    npukit.convert(DIGITS, output=tmp_path / "d.dlc", verify=False)
+    with log.progress_to(lambda what, share: told.append((what, share))):
+        npukit.compile(tmp_path / "d.dlc", output=tmp_path / "d.bin", target="sm8650")
+    stages = [(what, share) for what, share in told if what in log._STAGES]
+    assert [what for what, _ in stages] == list(log._STAGES)
+    assert [share for _, share in stages] == sorted(share for _, share in stages)

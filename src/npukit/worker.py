@@ -16,6 +16,7 @@ import logging
 import mmap
 import os
 import queue
+import re
 import shutil
 import signal
 import struct
@@ -127,7 +128,8 @@ class Worker:
         self._lock = threading.Lock()
         self._number = 0
         self._death: str | None = None
-        self._tail: collections.deque[str] = collections.deque(maxlen=60)
+        self._ear = _Ear()
+        self._tail = self._ear.tail
         self._frames: queue.SimpleQueue[tuple[Any, Any] | str | None] = queue.SimpleQueue()
         self.folder = files.temporary_folder()
         try:
@@ -146,7 +148,7 @@ class Worker:
         self._finalizer = weakref.finalize(self, _end, self._process, self.folder)
         self._readers = [
             threading.Thread(target=_read_frames, args=(self._process.stdout, self._frames), daemon=True),
-            threading.Thread(target=_read_lines, args=(self._process.stderr, self._tail), daemon=True),
+            threading.Thread(target=_read_lines, args=(self._process.stderr, self._ear), daemon=True),
         ]
         for reader in self._readers:
             reader.start()
@@ -217,6 +219,7 @@ class Worker:
             if self._death is not None:
                 raise WorkerDied(f"the worker process has ended: {self._death}", where=function)
             self._clear_note()
+            self._ear.sink = sink
             try:
                 with contextlib.suppress(BrokenPipeError):  # the wait below says how the child ended
                     _wire.send(self._stdin, message, self.folder)
@@ -224,6 +227,8 @@ class Worker:
             except (KeyboardInterrupt, SystemExit, GeneratorExit):
                 self._kill("interrupted")
                 raise
+            finally:
+                self._ear.sink = None
 
     def _await(self, function: str, limit: float | None, sink: Callable[[str, float], None] | None) -> Any:
         deadline = None if limit is None else time.monotonic() + limit
@@ -476,12 +481,39 @@ def _read_frames(stream: BinaryIO, frames: queue.SimpleQueue[tuple[Any, Any] | s
                 return
 
 
-def _read_lines(stream: BinaryIO, tail: collections.deque[str]) -> None:
+class _Ear:
+    """What becomes of the lines that the child and its libraries print; apart from the Worker, which may go first."""
+
+    def __init__(self) -> None:
+        self.tail: collections.deque[str] = collections.deque(maxlen=60)
+        self.sink: Callable[[str, float], None] | None = None
+        self._stages = log.Stages()
+
+    def hear(self, line: str) -> None:
+        sink, step = self.sink, self._stages.read(line)
+        if sink is not None and step is not None:
+            with contextlib.suppress(Exception):  # whatever a bar stumbles over, the pipe must be read on
+                sink(*step)
+        if not self._stages.is_bar(line):
+            self.tail.append(line)
+            _native.debug("%s", line)
+
+
+_LINE_END = re.compile(rb"\r\n|\r|\n")  # the library's bars end in a bare \r
+
+
+def _read_lines(stream: BinaryIO, ear: _Ear) -> None:
+    rest = b""
     with stream:
-        while line := stream.readline(1 << 16):
-            text = line.decode("utf-8", "replace").rstrip()
-            tail.append(text)
-            _native.debug("%s", text)
+        while data := os.read(stream.fileno(), 1 << 16):
+            *lines, rest = _LINE_END.split(rest + data)
+            for line in lines:
+                ear.hear(line.decode("utf-8", "replace").rstrip())
+            if len(rest) > 1 << 16:
+                ear.hear(rest.decode("utf-8", "replace").rstrip())
+                rest = b""
+    if rest:
+        ear.hear(rest.decode("utf-8", "replace").rstrip())
 
 
 def _own_words(tail: Iterable[str]) -> list[str]:
