@@ -426,6 +426,13 @@ def test_unreadable_images_are_all_named(tmp_path: Path) -> None:
     assert "end in 2 x 2" in str(faults_of(tmp_path, IMAGE, preprocessing=spec))
 
 
+def test_a_large_file_is_read_through_several_mappings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("npukit.analysis.dataset._MAPPED", 40)
+    values = rows(9)
+    np.save(tmp_path / "a.npy", values)
+    same(open_dataset(tmp_path / "a.npy", X), values)
+
+
 def test_arrays_with_their_axes_swapped(tmp_path: Path) -> None:
     assert "another axis" in str(faults_of(np.zeros((2, 4, 5, 3), np.float32), IMAGE))
 

@@ -93,6 +93,19 @@ def test_mobilenet_ssd() -> None:
     assert -1 <= result.min() < result.max() <= 1.000001
 
 
+def test_the_recipes_of_the_guide(tmp_path: Path) -> None:
+    guide = Path(__file__).parents[1] / "docs" / "guides" / "calibration-data.md"
+    fences = guide.read_text().split("### Recipes")[1].split("```")[1::2]
+    found = []
+    for text in fences:
+        (tmp_path / "spec.yaml").write_text(text)
+        found.append(Preprocessing.load(tmp_path / "spec.yaml"))
+    expected = [Preprocessing.load({**spec, "layout": "NHWC"}) for spec in (IMAGENET, DEEPLAB, MOBILENET_SSD)]
+    assert [r.to_dict() | {"layout": "NHWC", "color": 0} for r in found] == [
+        r.to_dict() | {"color": 0} for r in expected
+    ]
+
+
 @pytest.mark.parametrize("method", ["nearest", "box", "area", "bilinear", "hamming", "bicubic", "lanczos"])
 def test_methods_are_pillows(method: str) -> None:
     pixels = photo(31, 47)

@@ -32,6 +32,7 @@ from npukit.errors import Fault, InputError, NpukitError
 log = logging.getLogger(__name__)
 
 _NAMED = 5  # files that one warning names
+_MAPPED = 64 << 20  # bytes read through one mapping of a file before it is made anew
 
 
 def open_dataset(
@@ -96,6 +97,7 @@ class Dataset:
         self._notes = _Notes(list(source.warnings))
         self._noted = 0  # units that warnings know of
         self._cached: tuple[int, dict[str, Array]] = (-1, {})
+        self._mapped = 0
         self._entries: list[tuple[Entry, dict[str, int]]] = []
         self._starts: list[int] = []
         self.units = 0
@@ -240,6 +242,7 @@ class Dataset:
         sample = f" (sample {k})" if max(counts.values()) > 1 else ""
         for name, port in self._ports.items():
             held = arrays[name][k if counts[name] > 1 else 0]
+            self._mapped += held.nbytes
             where = entry[name].where + (sample if counts[name] > 1 else "")
             try:
                 if self._recipe and self._pixels(port, entry[name]):
@@ -253,8 +256,12 @@ class Dataset:
 
     def _load(self, number: int) -> dict[str, Array]:
         """The arrays of an entry as [units, ...]; those of the last entry are kept."""
-        if self._cached[0] != number:
+        arrays = self._cached[1]
+        # Pages that were read count as this process's memory for as long as they are mapped.
+        stale = self._mapped > _MAPPED and all(isinstance(array, np.memmap) for array in arrays.values())
+        if self._cached[0] != number or stale:
             self._cached = (-1, {})
+            self._mapped = 0
             entry, counts = self._entries[number]
             arrays = {}
             for name, port in self._ports.items():
