@@ -353,7 +353,7 @@ def _legacy_row(item: Node) -> _Row:
     if "offset" not in row and limits is None:
         raise _Bad("a scale without an offset", item.line_of("scale"), "give offset, or min and max")
     line = item.line_of("offset") if "offset" in row else item.line
-    offset, proven = _agreed(row, limits, scale, bits, line)
+    offset, proven = _agreed(row, limits, scale, bits, symmetric, line)
     offset, signed = _grid(bits, offset, symmetric, line, proven=proven)
     return _Row(bits, dtype, scale, offset, signed, symmetric)
 
@@ -385,7 +385,7 @@ def _from_limits(limits: tuple[float, float], bits: int, symmetric: bool, line: 
 
 
 def _agreed(
-    row: dict[str, Any], limits: tuple[float, float] | None, scale: float, bits: int, line: int
+    row: dict[str, Any], limits: tuple[float, float] | None, scale: float, bits: int, symmetric: bool, line: int
 ) -> tuple[int, int | None]:
     """The offset that scale, min and max prove; they must not contradict what the file says.
 
@@ -409,8 +409,8 @@ def _agreed(
         return given, proven
     if given > 0 and abs(-given - steps) <= slack:
         return proven, proven
-    if given == 0 and proven in (-(2 ** (bits - 1)), 1 - 2 ** (bits - 1)):
-        return given, proven  # signed codes; whether that is so is the symmetric flag's to say
+    if given == 0 and symmetric and proven in (-(2 ** (bits - 1)), 1 - 2 ** (bits - 1)):
+        return given, proven  # written for signed codes
     raise _Bad(
         f"the offset {given} contradicts min {limits[0]:g} and scale {scale:g}",
         line,

@@ -121,7 +121,7 @@ def source_of(model: ir.Model) -> Source:
     for name, value in graph.initializers.items():
         if value.const_value is not None:
             constants[name] = value.const_value.numpy
-            shapes[name] = tuple(int(d) for d in value.const_value.shape)
+            shapes[name] = tuple(value.const_value.shape.numpy())
     for raw in graph:
         node = Node(raw.name or "", raw.op_type, _names(raw.inputs), _names(raw.outputs))
         for output in node.outputs:
@@ -131,7 +131,7 @@ def source_of(model: ir.Model) -> Source:
         tensor = raw.attributes.get("value") if raw.op_type == "Constant" else None
         if tensor is not None and isinstance(tensor.value, ir.TensorProtocol):
             constants[node.outputs[0]] = tensor.value.numpy
-            shapes[node.outputs[0]] = tuple(int(d) for d in tensor.value.shape)
+            shapes[node.outputs[0]] = tuple(tensor.value.shape.numpy())
         if len(node.inputs) > 1:
             found = _axes(raw, len(shapes.get(node.inputs[1], ())))
             if found is not None:

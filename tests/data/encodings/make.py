@@ -110,31 +110,29 @@ def lstm() -> onnx.ModelProto:
     """A one-layer LSTM over 5 steps and a head on its last state."""
     b = Builder(3)
     hidden, inputs = 8, 6
-    weights = [b.weight("lstm.W", 1, 4 * hidden, inputs, scale=0.4), b.weight("lstm.R", 1, 4 * hidden, hidden, scale=0.3)]
-    bias = b.weight("lstm.B", 1, 8 * hidden, scale=0.1)
-    b.nodes.append(
-        helper.make_node("LSTM", ["x", *weights, bias], ["lstm.all", "lstm.last"], name="/lstm/LSTM", hidden_size=hidden)
-    )
+    weights = [
+        b.weight("lstm.W", 1, 4 * hidden, inputs, scale=0.4),
+        b.weight("lstm.R", 1, 4 * hidden, hidden, scale=0.3),
+        b.weight("lstm.B", 1, 8 * hidden, scale=0.1),
+    ]
+    outputs = ["lstm.all", "lstm.last"]
+    b.nodes.append(helper.make_node("LSTM", ["x", *weights], outputs, name="/lstm/LSTM", hidden_size=hidden))
     last = b.node("Reshape", ["lstm.last", b.constant("last.shape", np.array([1, hidden]))], "last")
     b.node("Gemm", [last, b.weight("head.weight", 3, hidden), b.weight("head.bias", 3, scale=0.1)], "logits", transB=1)
     return b.model({"x": (5, 1, inputs)}, {"logits": (1, 3)})
 
 
-def export(name: str, model: onnx.ModelProto, *, activations: str, lpbq: bool = False) -> None:
+def export(name: str, model: onnx.ModelProto, *, activations: str) -> None:
     """Calibrate `model` and write NAME.onnx and NAME.VERSION.encodings beside this script."""
     import aimet_onnx
     from aimet_onnx import QuantizationSimModel
 
     sim = QuantizationSimModel(model, param_type="int8", activation_type=activations)
-    if lpbq:
-        from aimet_onnx.quantsim import set_grouped_blockwise_quantization_for_weights
-
-        set_grouped_blockwise_quantization_for_weights(sim, ("MatMul", "Gemm"), bitwidth=4, decompressed_bw=8, block_size=8)
     random = np.random.default_rng(0)
     inputs = {i.name: [d.dim_value for d in i.type.tensor_type.shape.dim] for i in model.graph.input}
     samples = [{n: random.normal(size=s).astype(np.float32) for n, s in inputs.items()} for _ in range(8)]
     sim.compute_encodings(samples)
-    print(name, aimet_onnx.__version__)
+    assert aimet_onnx.__version__ == "2.42.0"
     for version in VERSIONS:
         sim.export(str(HERE), f"{name}.{version}", export_model=False, encoding_version=version)
 
@@ -143,6 +141,7 @@ NETWORKS = {"cnn": cnn, "transformer": transformer, "lstm": lstm}
 
 
 def main() -> None:
+    """Write everything, or only the networks."""
     for name, network in NETWORKS.items():
         onnx.save(network(), HERE / f"{name}.onnx")
         if "--models-only" not in sys.argv:
