@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import io
 import logging
@@ -371,6 +372,76 @@ def test_the_worker_ends_with_its_parent(how):
     assert not os.path.exists(folder)
     if how == signal.SIGINT:
         assert "KeyboardInterrupt" in errors
+
+
+@linux
+def test_a_worker_that_can_do_nothing_ends_after_its_parent_too():
+    code = (
+        "from npukit.worker import Worker\n"
+        "w = Worker()\n"
+        "print(w.call('npukit._probe:pid'), flush=True)\n"
+        "w.call('npukit._probe:seize', 60, 0.5)\n"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    pid = int(parent.stdout.readline())
+    time.sleep(0.3)
+    parent.kill()
+    parent.wait(20)
+    parent.stdout.close()
+    assert gone(pid, 0.5 + worker._ALARM_SECONDS + 5)
+
+
+@linux
+@pytest.mark.native
+@pytest.mark.slow
+def test_a_worker_that_compiles_ends_with_its_parent(tmp_path):
+    _deep_model(tmp_path / "deep.onnx")
+    code = (
+        "import npukit\n"
+        "npukit.convert('deep.onnx', output='deep.dlc', target='sm8650', verify=False)\n"
+        "print('compiling', flush=True)\n"
+        "npukit.compile('deep.dlc', output='deep.bin', target='sm8650')\n"
+        "print('done', flush=True)\n"
+    )
+    command = [sys.executable, "-c", code]
+    parent = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True)
+    assert parent.stdout.readline() == "compiling\n"
+    child = _child_that_says(parent.pid, b"graphFinalize")
+    parent.kill()
+    parent.wait(20)
+    assert parent.stdout.read() == ""  # it was killed before the end
+    parent.stdout.close()
+    assert gone(child, 3.0)
+    assert [path.name for path in tmp_path.iterdir() if path.suffix == ".bin"] == []
+
+
+def _deep_model(path: Path) -> None:
+    """A stack of convolutions that libQnnHtp compiles for several seconds."""
+    import onnx
+    from onnx import helper, numpy_helper
+
+    rng = np.random.default_rng(0)
+    weights = [
+        numpy_helper.from_array(rng.normal(0, 0.05, (64, 64, 3, 3)).astype(np.float32), f"w{i}") for i in range(300)
+    ]
+    nodes = [helper.make_node("Conv", [f"t{i}", f"w{i}"], [f"t{i + 1}"], pads=[1] * 4) for i in range(len(weights))]
+    ends = [helper.make_tensor_value_info(name, 1, [1, 64, 112, 112]) for name in ("t0", f"t{len(weights)}")]
+    graph = helper.make_graph(nodes, "deep", ends[:1], ends[1:], weights)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+
+
+def _child_that_says(parent: int, words: bytes) -> int:
+    """The child of a process whose note of its native call begins with `words`, waited for."""
+    end = time.monotonic() + 60
+    while time.monotonic() < end:
+        for child in Path(f"/proc/{parent}/task/{parent}/children").read_text().split():
+            arguments = Path(f"/proc/{child}/cmdline").read_bytes().split(b"\0")
+            folder = Path(arguments[-2].decode()) if len(arguments) > 2 else Path()
+            with contextlib.suppress(OSError):
+                if words in (folder / "note").read_bytes():
+                    return int(child)
+        time.sleep(0.01)
+    raise AssertionError("the worker never came to it")
 
 
 # ---------------------------------------------------------------- pool

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import logging
 import os
 import signal
@@ -58,6 +59,13 @@ def hang(seconds: float, limit: float | None = None) -> None:
     note("graphExecute 'probe'")
     with contextlib.nullcontext() if limit is None else at_most(limit):
         time.sleep(seconds)
+
+
+def seize(seconds: int, limit: float) -> None:
+    """As `hang`, with nothing of Python running meanwhile: as in native code that has damaged the process."""
+    note("graphExecute 'probe'")
+    with at_most(limit):
+        ctypes.PyDLL(None).sleep(seconds)  # keeps the interpreter's lock
 
 
 def allocate(size: int) -> int:

@@ -90,6 +90,8 @@ def main() -> None:
     os.dup2(2, 1)
     faulthandler.enable()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
+    if hasattr(signal, "SIGALRM"):
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)  # whatever was inherited: see `worker.at_most`
     _line_buffer()
     sys.meta_path.insert(0, _Lazy())
     calls: queue.SimpleQueue[tuple[Any, Any] | None] = queue.SimpleQueue()

@@ -13,6 +13,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import logging
+import math
 import mmap
 import os
 import queue
@@ -39,6 +40,7 @@ _NOTE_SIZE = 4096
 _NOTE_HEAD = struct.Struct("<I")
 _DEADLINE = struct.Struct("<d")  # at the end of the note
 _CLOSE_SECONDS = 5.0
+_ALARM_SECONDS = 5.0  # that a worker gives its parent to end it, see `at_most`
 _MEMORY_POLL_SECONDS = 0.05
 # Without a limit the wait is still cut into pieces: for `at_most`, and on Windows a bare wait does not see Ctrl-C.
 _WAIT_SECONDS = 0.5 if os.name == "nt" else 2.0
@@ -82,15 +84,20 @@ def at_most(seconds: float) -> Iterator[None]:
     """Have this worker process ended if the body takes longer: native code loops on some damaged files.
 
     The parent looks after it, because such a file may leave nothing in this process that works (seen: libc without its
-    relocations). It gets a `WorkerDied` with the last `note`. No-op outside a worker.
+    relocations). It gets a `WorkerDied` with the last `note`. Should the parent have been killed, the system ends this
+    process a little later. No-op outside a worker.
     """
     if _note is None:
         yield
         return
     _note[-_DEADLINE.size :] = _DEADLINE.pack(time.monotonic() + seconds)  # one clock for all processes of a machine
+    if hasattr(signal, "alarm"):  # not on Windows; nobody handles SIGALRM here, so that it ends the process
+        signal.alarm(math.ceil(seconds + _ALARM_SECONDS))
     try:
         yield
     finally:
+        if hasattr(signal, "alarm"):
+            signal.alarm(0)
         _note[-_DEADLINE.size :] = _DEADLINE.pack(0.0)
 
 
