@@ -46,6 +46,7 @@ calls = {
     "bench": lambda: npukit.bench(["digits.onnx", "d.dlc"], runs=2),
     "inspect": lambda: npukit.inspect("d.bin"),
     "diff": lambda: npukit.diff("digits.onnx", "digits.onnx"),
+    "encodings": lambda: npukit.encodings("show", "d.dlc"),
     "export": lambda: npukit.export("d.dlc", output="back.onnx"),
     "doctor": lambda: npukit.doctor(),
     "libs": lambda: npukit.libs(),

@@ -174,7 +174,9 @@ class _Matcher:
             if not self.source.readers.get(value):
                 continue
             maker = self.source.makers.get(value)
-            if maker is not None and not self.is_inside(value, maker):
+            if maker is not None and self.is_inside(value, maker):
+                continue
+            if maker is not None:
                 out = self.handed_on(maker)
                 if len(out) == 1 and len([o for o in maker.outputs if self.source.readers.get(o)]) <= 1:
                     return out, f"what {maker.op} {maker.name!r} hands on"

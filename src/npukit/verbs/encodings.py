@@ -98,7 +98,10 @@ def encodings(options: EncodingsOptions) -> EncodingsResult:
         NpukitError: a file is missing or of no known kind.
 
     Example:
-        >>> npukit.encodings("lint", "model.encodings").exit_code
+        >>> npukit.encodings("show", "digits.dlc").rows[0][:3]
+        ('image', 'activation', 32)
+        >>> made = npukit.encodings("convert", "digits.dlc", to="qnn", output="digits.json")
+        >>> npukit.encodings("lint", "digits.json", model="digits.onnx").exit_code
         0
     """
     if options.action not in _ACTIONS:
