@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,9 @@ import pytest
 from hypothesis import given as forall
 from hypothesis import settings
 from hypothesis import strategies as st
+from onnx import numpy_helper
 
+import npukit
 from npukit.analysis import compare, report, samples, verify
 from npukit.errors import InputError
 
@@ -427,3 +430,30 @@ def test_a_failed_conversion_names_the_first_tensor_that_diverges(tmp_path, monk
     assert "'conv2.out'" in result.verification.diverges
     assert "conv1.pool" in result.verification.diverges
     assert module._lowered is not None
+
+
+@pytest.mark.native
+def test_the_reference_follows_a_shape_that_was_changed(tmp_path):
+    source = tmp_path / "digits.onnx"
+    shutil.copy(DIGITS, source)
+    sample = tmp_path / "test_data_set_0"  # of the source's own shape: of no use here
+    sample.mkdir()
+    (sample / "input_0.pb").write_bytes(
+        numpy_helper.from_array(np.zeros((1, 1, 8, 8), np.float32), "image").SerializeToString()
+    )
+    options = {"output": tmp_path / "four.dlc", "target": ["qnn-cpu"], "input_shapes": {"image": (4, 1, 8, 8)}}
+    made = npukit.convert(source, **options)
+    assert made.exit_code == 0
+    assert made.verification.outputs[0].shape == (4, 10)
+    outcome = npukit.verify(tmp_path / "four.dlc", against=DIGITS)
+    assert outcome.passed
+    assert "the reference was given the model's input shapes" in outcome.notes
+    rejected = npukit.convert(source, **options, min_sqnr=300)
+    assert rejected.exit_code == 1
+    assert "first tensor that diverges" in rejected.to_text()
+
+
+def test_a_reference_with_open_or_equal_shapes_stays_as_it_is(tmp_path):
+    from npukit.analysis.reference import with_shapes
+
+    assert with_shapes(DIGITS, {"image": (1, 1, 8, 8), "other": (1,)}, tmp_path) == DIGITS

@@ -59,6 +59,38 @@ def rewrite_for_ort(path: Path, shapes: Mapping[str, tuple[int, ...]], folder: P
     return target, [note]
 
 
+def with_shapes(path: Path, shapes: Mapping[str, tuple[int, ...]], folder: Path) -> Path:
+    """`path`, or where its inputs are fixed to other shapes than `shapes` says, a copy in `folder` that has these.
+
+    Raises:
+        ModelError: the model cannot be read.
+    """
+    import onnx_ir as ir
+
+    from npukit.frontends.onnx.read_model import read_model
+
+    model = read_model(path).model
+    wanted = {v: shapes[v.name] for v in model.graph.inputs if v.name is not None and v.name in shapes}
+    others = {value: shape for value, shape in wanted.items() if _contradicts(value.shape, shape)}
+    if not others:
+        return path
+    for value, shape in others.items():
+        value.shape = ir.Shape(shape)
+    for node in model.graph.all_nodes():  # what is declared inside belongs to the old shapes
+        for value in node.outputs:
+            value.shape = None
+    target = folder / "resized.onnx"
+    size = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
+    ir.save(model, target, external_data="resized.data" if size > _EMBED_LIMIT else None)
+    return target
+
+
+def _contradicts(shape: ir.Shape | None, wanted: tuple[int, ...]) -> bool:
+    if shape is None or len(shape.dims) != len(wanted):
+        return False
+    return any(isinstance(dim, int) and dim != size for dim, size in zip(shape.dims, wanted, strict=True))
+
+
 def _declare(model: ir.Model, opset: int) -> None:
     model.opset_imports[""] = opset
     model.graph.opset_imports[""] = opset

@@ -518,10 +518,15 @@ def _verify(options: ConvertOptions, path: Path, backend: str, name: str, conver
 
 
 def cut_source(options: ConvertOptions, stamp: Stamp, stack: contextlib.ExitStack) -> Path:
-    """The model to compare with: the source, or where the options cut inputs off, a copy that begins there too."""
+    """The model to compare with: the source, or a copy that begins where it was cut and has the shapes asked for."""
     cuts = tuple(name for name, value in options.inputs if not isinstance(value, Path))
     if not cuts:
-        return options.model
+        if not options.input_shapes:
+            return options.model
+        from npukit.analysis.reference import with_shapes
+
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="npukit-shapes-")))
+        return with_shapes(options.model, {io.name: io.shape for io in stamp.inputs}, folder)
     import numpy as np
     import onnx_ir as ir
 

@@ -156,29 +156,37 @@ def _reference(
     options: VerifyOptions, model: Session, fetch: tuple[str, ...], stack: contextlib.ExitStack
 ) -> tuple[Session, list[str]]:
     """The reference's session; a source that ONNX Runtime does not load is rewritten for it, which a note says."""
-    from npukit.analysis.reference import rewrite_for_ort
+    from npukit.analysis.reference import rewrite_for_ort, with_shapes
     from npukit.runtime.session import Session, file_kind
 
     path = options.against
     assert path is not None
+    given: list[str] = []
+    if file_kind(path) == "onnx" and model.stamp is not None:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="npukit-reference-")))
+        path = with_shapes(path, _shapes(model), folder)
+        given = ["the reference was given the model's input shapes"] if path != options.against else []
 
     def session(file: Path) -> Session:
         backend, threads = options.reference_backend, options.threads
         return stack.enter_context(Session(file, backend=backend, in_process=True, threads=threads, fetch=fetch))
 
     if file_kind(path) != "onnx" or options.reference_backend not in (None, "ort"):
-        return session(path), []
+        return session(path), given
     try:
-        return session(path), []
+        return session(path), given
     except ModelError as error:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="npukit-reference-")))
-        shapes = {info.name: tuple(d for d in info.shape if isinstance(d, int)) for info in model.inputs}
         try:
-            rewritten, notes = rewrite_for_ort(path, shapes, folder)
-            return session(rewritten), notes
+            rewritten, notes = rewrite_for_ort(path, _shapes(model), folder)
+            return session(rewritten), [*given, *notes]
         except NpukitError as second:
             log.info("rewriting it for ONNX Runtime failed too: %s", second)
             raise error from second
+
+
+def _shapes(model: Session) -> dict[str, tuple[int, ...]]:
+    return {info.name: tuple(d for d in info.shape if isinstance(d, int)) for info in model.inputs}
 
 
 def _worst_sample(outcome: Verification) -> int:
