@@ -57,16 +57,16 @@ def swish(x):
 @pytest.mark.native
 @pytest.mark.parametrize("largest", [9.0, 100.0, 30000.0])
 @pytest.mark.parametrize(
-    ("nodes", "function"),
+    ("nodes", "function", "error"),
     [
-        ([("Exp", "x", "y")], lambda x: np.exp(np.minimum(x, 9))),
-        ([("Sigmoid", "x", "y")], sigmoid),
-        ([("Sigmoid", "x", "s"), ("Mul", "x s", "y")], swish),
+        ([("Exp", "x", "y")], lambda x: np.exp(np.minimum(x, 9)), 1e-3),
+        ([("Sigmoid", "x", "y")], sigmoid, 1e-3),
+        ([("Sigmoid", "x", "s"), ("Mul", "x s", "y")], swish, 4e-3),  # 6e-4 of its Sigmoid times 6.3
     ],
     ids=["Exp", "Sigmoid", "Swish"],
 )
-def test_the_htp_is_right_far_from_zero(nodes, function, largest, tmp_path: Path) -> None:
-    """Its Exp gives 131008 below -88, its Divide nonsense for divisors above 16384: lowerings keep away from both."""
+def test_the_htp_is_right_far_from_zero(nodes, function, error, largest, tmp_path: Path) -> None:
+    """Its Exp gives 131008 below -88, which lowerings keep away from."""
     x = np.linspace(-largest, min(largest, 9.0) if nodes[0][0] == "Exp" else largest, X.size, dtype=np.float32)
     infos = [helper.make_tensor_value_info(name, TensorProto.FLOAT, X.shape) for name in "xy"]
     made = [helper.make_node(kind, inputs.split(), [output]) for kind, inputs, output in nodes]
@@ -78,4 +78,4 @@ def test_the_htp_is_right_far_from_zero(nodes, function, largest, tmp_path: Path
         result = session.run({"x": x.reshape(X.shape)})["y"]
     with np.errstate(over="ignore"):
         expected = function(x.astype(np.float64)).reshape(X.shape)
-    np.testing.assert_allclose(result, expected, rtol=5e-3, atol=1e-3 * max(1.0, np.abs(expected).max() / 1000))
+    np.testing.assert_allclose(result, expected, rtol=5e-3, atol=error * max(1.0, np.abs(expected).max() / 1000))

@@ -98,18 +98,9 @@ def test_full_size(network: Network, made) -> None:
         assert full.converted.converted.ops.get("Transpose", 0) <= 2
 
 
-# EfficientNet-B0 keeps 35 to 39 dB of 40: in float16 with exact activations it would keep 45, but HTP's Exp and
-# Divide, of which its swish is made (its own Sigmoid is worse: 22 dB), have errors of one sign, which add up over
-# 16 blocks and survive the mean over the image.
-HTP = [
-    pytest.param(network, marks=pytest.mark.xfail(reason="swish on HTP") if name == "efficientnet_b0" else ())
-    for name, network in NETWORKS.items()
-]
-
-
 @pytest.mark.native
 @pytest.mark.slow
-@pytest.mark.parametrize("network", HTP, ids=list(NETWORKS))
+@EACH
 def test_full_size_on_htp(network: Network, made, tmp_path: Path) -> None:
     binary = compile_for_htp(made(network, "full"), tmp_path)
     assert binary.artifact.stat().st_size > 0

@@ -83,10 +83,11 @@ QUIRKS: dict[str, Quirk] = {
         Quirk(
             "sigmoid_behind_product_is_coarse",
             "from V73 on, Sigmoid and Tanh of floats keep 49 and 46 dB where they are fused with the convolution or"
-            " product before them, and 67 and 75 behind a Maximum in between",
+            " product before them (Tanh with sums too), and 67 and 75 behind a Maximum in between",
             _HTP,
             _RUN,
         ),
+        Quirk("sigmoid_tails_are_coarse", "Sigmoid of floats is off by up to 8e-4, and is 0 below -9", _HTP, _RUN),
         Quirk(
             "large_divisors_give_nonsense",
             "ElementWiseDivide of floats is off by a tenth for divisors above 16384, and gives -131008 above 32768",

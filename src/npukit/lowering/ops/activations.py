@@ -14,35 +14,25 @@ from npukit.lowering.holding import channel_last
 from npukit.lowering.registry import Unsupported, lowers
 from npukit.qnn.graph import Encoding, Tensor
 
-from .forms import Form, Native, attribute_float, elementwise, exponential, in_float, in_float_with, maximum, minimum
+from .forms import (
+    Form,
+    Native,
+    attribute_float,
+    elementwise,
+    exponential,
+    in_float,
+    in_float_with,
+    maximum,
+    minimum,
+    squashed,
+)
 from .special import erf
 
-_LEAST = -9.7  # 1 + exp(9.7) is just below 16384, from where on HTP's quotients are wrong
-SIMPLE = {"Sigmoid": "Sigmoid", "Tanh": "Tanh"}
+SIMPLE = ("Sigmoid", "Tanh")
 
 
 def _neuron(operation: str, **params: float) -> Native:
     return Native("ElementWiseNeuron", {"operation": operation, **params})
-
-
-def _coarse(e: Emitter, rank: int) -> bool:
-    """Whether Sigmoid loses too much here; integers keep it, because they have fewer bits than it gets right."""
-    return rank == 4 and not e.quantized and "sigmoid_of_images_is_coarse" in e.quirks
-
-
-def _sigmoid(e: Emitter, x: Tensor) -> Tensor:
-    """1 / (1 + exp(-x)): by its definition where Sigmoid is coarse, which costs four more ops.
-
-    HTP gives nonsense for large divisors, so x is kept above _LEAST, which moves a result by 6e-5 at most.
-    """
-    if not _coarse(e, x.rank):
-        return e.unary("Sigmoid", x)
-    return e.div(1.0, _divisor(e, maximum(e, x, _LEAST)))
-
-
-def _divisor(e: Emitter, x: Tensor) -> Tensor:
-    """1 + exp(-x)."""
-    return e.add(exponential(e, e.unary("ElementWiseNeg", x)), 1.0)
 
 
 def _clipped(e: Emitter, x: Tensor, low: float, high: float) -> Tensor:
@@ -56,10 +46,10 @@ def simple(e: Emitter, node: ir.Node) -> None:
     x: T[*D] -> y: T[*D]
     T: float, or quantized; any order
     """
-    if node.op_type == "Sigmoid" and _coarse(e, e.rank(node.inputs[0])):
-        elementwise(e, node, lambda e, x: _sigmoid(e, x[0]))
+    if e.quantized:
+        elementwise(e, node, Native(node.op_type))
     else:
-        elementwise(e, node, Native(SIMPLE[node.op_type]))
+        elementwise(e, node, lambda e, x: squashed(e, node.op_type, x[0]))
 
 
 @lowers("Relu")
@@ -208,7 +198,7 @@ def gelu(e: Emitter, node: ir.Node) -> None:
         def by_sigmoid(e: Emitter, x: list[Tensor]) -> Tensor:
             # 0.5 (1 + tanh(u)) = Sigmoid(2 u) with u = sqrt(2/pi) (x + 0.044715 x^3)
             bent = e.add(e.mul(e.mul(x[0], x[0]), inner * cubic), inner)
-            return e.mul(x[0], _sigmoid(e, e.mul(x[0], bent)))
+            return e.mul(x[0], squashed(e, "Sigmoid", e.mul(x[0], bent)))
 
         elementwise(e, node, by_sigmoid)
         return
@@ -293,7 +283,7 @@ def mish(e: Emitter, node: ir.Node) -> None:
     x: T[*D] -> y: T[*D]
     T: float; any order
     """
-    elementwise(e, node, lambda e, x: e.mul(x[0], e.unary("Tanh", softplus_tensor(e, x[0]))))
+    elementwise(e, node, lambda e, x: e.mul(x[0], squashed(e, "Tanh", softplus_tensor(e, x[0]))))
 
 
 @lowers("Swish")
@@ -306,10 +296,7 @@ def swish(e: Emitter, node: ir.Node) -> None:
     alpha = attribute_float(node, "alpha", 1.0)
 
     def compute(e: Emitter, x: list[Tensor]) -> Tensor:
-        if alpha > 0 and _coarse(e, x[0].rank):
-            near = maximum(e, x[0], _LEAST / alpha)  # far below, x * sigmoid(_LEAST) would grow again
-            return e.div(near, _divisor(e, near if alpha == 1.0 else e.mul(near, alpha)))
-        return e.mul(x[0], _sigmoid(e, x[0] if alpha == 1.0 else e.mul(x[0], alpha)))
+        return e.mul(x[0], squashed(e, "Sigmoid", x[0] if alpha == 1.0 else e.mul(x[0], alpha)))
 
     elementwise(e, node, compute)
 

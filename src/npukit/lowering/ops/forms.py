@@ -33,7 +33,7 @@ class Native:
 
 
 Form = Native | Compute
-_LEAST_POWER = -80.0  # exp of it is 2e-35
+_LEAST_POWER = -80.0  # exp and Sigmoid of it are 2e-35, Tanh is -1
 
 
 def elementwise(e: Emitter, node: ir.Node, *forms: Form, values: Sequence[ir.Value | None] | None = None) -> None:
@@ -135,6 +135,18 @@ def exponential(e: Emitter, x: Tensor) -> Tensor:
     if "exp_of_very_little_is_large" in e.quirks and not e.quantized:
         x = e.binary("ElementWiseMaximum", x, _LEAST_POWER)
     return e.unary("ElementWiseExp", x)
+
+
+def apart(e: Emitter, x: Tensor) -> Tensor:
+    """X, ready for Sigmoid or Tanh: a Maximum that changes neither keeps them from being fused with a product."""
+    if "sigmoid_behind_product_is_coarse" in e.quirks and not e.quantized:
+        return e.binary("ElementWiseMaximum", x, _LEAST_POWER)
+    return x
+
+
+def squashed(e: Emitter, op_type: str, x: Tensor) -> Tensor:
+    """Sigmoid or Tanh of floats."""
+    return e.unary(op_type, apart(e, x))
 
 
 # -- integers -------------------------------------------------------------------------------------------------------

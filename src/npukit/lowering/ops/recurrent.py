@@ -18,6 +18,7 @@ from npukit.lowering.emitter import Emitter
 from npukit.lowering.registry import Unsupported, lowers
 from npukit.qnn.graph import Array, DType, Tensor
 
+from .forms import apart
 from .matrix import matmul
 
 Activation = Callable[[Emitter, Tensor], Tensor]
@@ -70,6 +71,11 @@ class _Direction:
     index: int
     reverse: bool
     activations: list[Activation]
+    squashes: bool
+
+    def ready(self, e: Emitter, x: Tensor) -> Tensor:
+        """What an activation takes: kept apart from what makes it where all activations are Sigmoid or Tanh."""
+        return apart(e, x) if self.squashes else x
 
 
 class _Recurrent:
@@ -95,7 +101,8 @@ class _Recurrent:
                 alpha = alphas[place] if place < len(alphas) else None
                 beta = betas[place] if place < len(betas) else None
                 made.append(_activation(name, alpha, beta))
-            self.directions.append(_Direction(index, reverse, made))
+            squashes = {name.lower() for name in mine} <= {"sigmoid", "tanh"}
+            self.directions.append(_Direction(index, reverse, made, squashes))
         x = e.get(node.inputs[0])
         self.x = e.transpose(x, (1, 0, 2)) if self.batch_first else x
         self.time, self.batch, self.width = self.x.shape
@@ -210,7 +217,7 @@ def lstm(e: Emitter, node: ir.Node) -> None:
             p = [e.slice(flat, 0, k * loop.hidden, (k + 1) * loop.hidden) for k in range(3)]
         hs = []
         for step, x in enumerate(loop.projected(direction, bias)):
-            gates = e.add(x, matmul(e, h, r, transpose_b=True))
+            gates = e.add(x, matmul(e, h, r, transpose_b=True))  # the Split keeps the activations apart
             i, o, forget, cell = split(e, gates, 1, 4)
             if p is not None:
                 i, forget = e.add(i, e.mul(p[0], c)), e.add(forget, e.mul(p[2], c))
@@ -219,7 +226,7 @@ def lstm(e: Emitter, node: ir.Node) -> None:
                 forget = e.sub(1.0, i)
             c_new = e.add(e.mul(forget, c), e.mul(i, g(e, loop.limited(cell))))
             o = f(e, loop.limited(e.add(o, e.mul(p[1], c_new)) if p is not None else o))
-            h_new = e.mul(o, h_(e, c_new))
+            h_new = e.mul(o, h_(e, direction.ready(e, c_new)))
             hs.append(loop.zeroed(step, direction, h_new))
             h, c = loop.kept(step, direction, h_new, h), loop.kept(step, direction, c_new, c)
         steps.append(hs)
@@ -251,12 +258,13 @@ def gru(e: Emitter, node: ir.Node) -> None:
         for step, x in enumerate(loop.projected(direction, wb)):
             zr = e.add(e.slice(x, 1, 0, 2 * size), matmul(e, h, r_zr, transpose_b=True))
             zr = e.add(zr, rb_zr) if rb_zr is not None else zr
-            zr = f(e, loop.limited(zr))
+            zr = f(e, loop.limited(direction.ready(e, zr)))
             z, reset = split(e, zr, 1, 2)
             share = matmul(e, h if before else e.mul(reset, h), r_h, transpose_b=True)
             share = e.add(share, rb_h) if rb_h is not None else share
             share = e.mul(reset, share) if before else share
-            candidate = g(e, loop.limited(e.add(e.slice(x, 1, 2 * size, 3 * size), share)))
+            sum_ = direction.ready(e, e.add(e.slice(x, 1, 2 * size, 3 * size), share))
+            candidate = g(e, loop.limited(sum_))
             h_new = e.add(candidate, e.mul(z, e.sub(h, candidate)))
             hs.append(loop.zeroed(step, direction, h_new))
             h = loop.kept(step, direction, h_new, h)
@@ -281,7 +289,8 @@ def rnn(e: Emitter, node: ir.Node) -> None:
         h = loop.state(5, direction.index)
         hs = []
         for step, x in enumerate(loop.projected(direction, bias)):
-            h_new = direction.activations[0](e, loop.limited(e.add(x, matmul(e, h, r, transpose_b=True))))
+            gate = direction.ready(e, e.add(x, matmul(e, h, r, transpose_b=True)))
+            h_new = direction.activations[0](e, loop.limited(gate))
             hs.append(loop.zeroed(step, direction, h_new))
             h = loop.kept(step, direction, h_new, h)
         steps.append(hs)
