@@ -15,7 +15,7 @@ from npukit.files import map_file
 from npukit.frontends.onnx import load
 from npukit.lowering import lower
 from npukit.qnn.graph import Encoding, Model, Tensor, TensorKind
-from npukit.qnn.names import legal_form
+from npukit.qnn.names import legal_form, source_name
 from npukit.quantization.encodings_file import EncodingsFile, check, read
 from npukit.quantization.entry import Blocks, Entry
 from npukit.quantization.overrides import match
@@ -135,11 +135,20 @@ def _unknown(file: EncodingsFile, source: Source) -> list[Fault]:
 
 
 def as_source(file: EncodingsFile, model: Path | None = None) -> list[Entry]:
-    """The entries as a file about the source has them; `model` tells the axes and kinds that a file leaves open."""
+    """The entries as a file about the source has them; `model` tells the axes and kinds that a file leaves open.
+
+    Of a DLC's tensors, those that the model has no value for are left out.
+    """
     entries = list(file)
     if file.version == "dlc":  # its axes are those of the artifact's layout
         entries = [replace(e, axis=None, blocks=_unplaced(e.blocks)) for e in entries]
-    return with_axes(entries, read_source(model)) if model is not None else entries
+    if model is None:
+        return entries
+    source = read_source(model)
+    if file.version == "dlc":
+        entries = [replace(e, name=source_name(e.name, source.names)) for e in entries]
+        entries = [e for e in entries if e.name in source.names]
+    return with_axes(entries, source)
 
 
 def _unplaced(blocks: Blocks | None) -> Blocks | None:

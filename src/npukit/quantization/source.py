@@ -51,6 +51,7 @@ class Source:
         makers: value -> the node that computes it.
         readers: value -> the nodes that read it.
         constants: value -> what gives its contents; initializers and outputs of Constant nodes.
+        shapes: their shapes, and those of constants behind a DequantizeLinear.
         outputs: names of the graph's outputs.
         axes: constant -> its channel axis and the axis that blocks run along, by the op that reads it.
         names: every value's name.
@@ -132,6 +133,8 @@ def source_of(model: ir.Model) -> Source:
         if tensor is not None and isinstance(tensor.value, ir.TensorProtocol):
             constants[node.outputs[0]] = tensor.value.numpy
             shapes[node.outputs[0]] = tuple(tensor.value.shape.numpy())
+        if node.op == "DequantizeLinear" and node.inputs[0] in shapes:
+            shapes[node.outputs[0]] = shapes[node.inputs[0]]
         if len(node.inputs) > 1:
             found = _axes(raw, len(shapes.get(node.inputs[1], ())))
             if found is not None:
@@ -165,15 +168,18 @@ def with_axes(entries: Iterable[Entry], source: Source) -> list[Entry]:
 
 
 def _with_axes(entry: Entry, source: Source) -> Entry:
-    if entry.name not in source.constants:
-        return entry if entry.name not in source.names else replace(entry, kind="activation")
-    rank = len(source.shapes[entry.name])
+    shape = source.shapes.get(entry.name)
+    if shape is None:
+        known = entry.name in source.names and not (entry.per_channel or entry.signed)
+        return replace(entry, kind="activation") if known else entry
     entry = replace(entry, kind="param") if entry.per_channel or entry.signed else entry
     if not entry.per_channel or entry.axis is not None:
         return entry
     channel, along = source.axes.get(entry.name, (0, 0))
     blocks = entry.blocks
+    count = blocks.channels or shape[channel] if blocks is not None else len(entry.scales)
+    if not shape or shape[channel] != count:
+        return entry  # its axis stays open; matching says what is wrong
     if blocks is not None:
-        count = blocks.channels or source.shapes[entry.name][channel]
-        blocks = replace(blocks, axis=along, rank=rank, channels=count)
+        blocks = replace(blocks, axis=along, rank=len(shape), channels=count)
     return replace(entry, axis=channel, blocks=blocks)
