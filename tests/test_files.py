@@ -281,3 +281,19 @@ def test_a_name_with_a_null_byte_is_refused() -> None:
         files.read_npy("a\0b.npy")
     with pytest.raises(ValueError, match="other"), files.os_errors("x", "read"):
         raise ValueError("other")
+
+
+def test_a_folder_that_refuses_is_told_by_the_users_path(tmp_path, monkeypatch):
+    real = os.open
+
+    def refuse(path, *args, **kwargs):  # what root, who may run the tests, is never told
+        if str(path).endswith(".npukit-tmp"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return real(path, *args, **kwargs)
+
+    monkeypatch.setattr(os, "open", refuse)
+    with pytest.raises(NpukitError) as caught:
+        files.atomic_write_bytes(tmp_path / "model.dlc", b"x")
+    assert caught.value.where == str(tmp_path / "model.dlc")
+    assert caught.value.what == "cannot write the file: permission denied"
+    assert list(tmp_path.iterdir()) == []

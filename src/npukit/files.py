@@ -100,7 +100,8 @@ def atomic_write(path: Path | str) -> Iterator[Path]:
             raise NpukitError("cannot write the file: a folder or device of this name exists", where=str(path))
         _remove_stale(final)
         temp = final.with_name(f"{_temp_prefix(final.name)}{os.getpid()}-{secrets.token_hex(4)}{_TEMP_SUFFIX}")
-        descriptor = os.open(temp, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+        with os_errors(path, "write", instead_of=temp):
+            descriptor = os.open(temp, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
     try:
         # The mode that the user's umask (or the replaced file) asks for; a native writer may set another.
         mode = stat.S_IMODE((final if final.exists() else temp).stat().st_mode)
