@@ -129,7 +129,12 @@ QUIRKS: dict[str, Quirk] = {
         Quirk("prelu_slope_last_axis_only", "Prelu slopes that broadcast along other axes are wrong", _CPU, _RUN),
         Quirk("l2_pool_is_root_of_mean", "L2Pool2d divides by the number of elements in the window", _CPU, _RUN),
         Quirk("pad_symmetric_needs_rank_4", "Pad MIRROR_SYMMETRIC gives zeros below rank 4", _CPU, _RUN),
-        Quirk("gelu_neuron_is_tanh_form", "ElementWiseNeuron GELU is the tanh form; Gelu is not", _CPU, _RUN),
+        Quirk(
+            "gelu_neuron_is_tanh_form",
+            "ElementWiseNeuron GELU, as DLCs have it, is the tanh form; Gelu is not",
+            _CPU,
+            _RUN,
+        ),
         Quirk("scatter_narrow_indices_wrong", "ScatterElements misplaces indices narrower than the data", _CPU, _RUN),
         Quirk("one_hot_integers_are_float_bits", "OneHot writes float bits into an integer output", _CPU, _RUN),
         Quirk("shape_corrupts_heap", "the op Shape kills the process", _CPU, _RUN),

@@ -14,7 +14,7 @@ from npukit import worker
 from npukit.errors import Fault, GraphError, InputError, NativeError, UsageError
 from npukit.qnn.api import declarations as d
 from npukit.qnn.api import marshal
-from npukit.qnn.api.hazards import hazard
+from npukit.qnn.api.hazards import hazard, meant
 from npukit.qnn.api.native import LOCK, failure
 from npukit.qnn.api.quiet import quiet_fds
 from npukit.qnn.graph import Array, Graph, Op, Tensor, TensorKind
@@ -70,7 +70,7 @@ class _Composer:
         for tensor in self._graph.inputs:
             self.tensor(tensor)
         for op in self._graph.ops:
-            self._op(op)
+            self._op(meant(self._backend.role, op))
 
     def tensor(self, tensor: Tensor) -> d.Tensor:
         """The C tensor, created in the graph at the first meeting."""

@@ -10,12 +10,13 @@ sections 2 to 4.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from npukit.qnn.graph import Op, Tensor
 
 Check = Callable[[Op, tuple[int, ...]], str | None]
 
+_GELU = 1  # ElementWiseNeuron.operation
 _CONVOLUTIONS = frozenset({"Conv2d", "DepthWiseConv2d", "TransposeConv2d", "Conv3d"})
 
 
@@ -36,6 +37,16 @@ def hazard(role: str, sdk: tuple[int, ...], op: Op) -> str | None:
             if reason:
                 return reason
     return None
+
+
+def meant(role: str, op: Op) -> Op:
+    """The op in the spelling that the library of `role` computes by its definition.
+
+    Every DLC holds Gelu as ElementWiseNeuron, whose GELU is the tanh form on QNN CPU (5e-4 off); its Gelu is exact.
+    """
+    if role != "cpu" or op.type != "ElementWiseNeuron" or op.params["operation"].value != _GELU:
+        return op
+    return replace(op, type="Gelu", params={})
 
 
 def _weight(op: Op) -> Tensor | None:
