@@ -24,7 +24,7 @@ from npukit.errors import Fault, nearest
 from npukit.files import map_file
 from npukit.quantization.encodings_writer import VERSIONS, dumps, write
 from npukit.quantization.entry import Blocks, EncodingsError, Entry
-from npukit.quantization.positions import Node, NotJson, parse
+from npukit.quantization.positions import Node, NotJson, Place, parse
 
 INTEGER_BITS: Final = (4, 8, 16, 32)
 FLOAT_BITS: Final = (16, 32)
@@ -96,9 +96,9 @@ def loads(text: bytes | str, *, where: str = "encodings") -> tuple[EncodingsFile
 class _Bad(Exception):
     """One fault: what, line, hint."""
 
-    def __init__(self, what: str, line: int, hint: str = "") -> None:
+    def __init__(self, what: str, line: int | Place, hint: str = "") -> None:
         super().__init__(what)
-        self.line = line
+        self.line = line if isinstance(line, int) else line.line
         self.hint = hint
 
 
@@ -210,13 +210,13 @@ class _Reader:
 # -- numbers -----------------------------------------------------------------------------------------------------------
 
 
-def _number(value: Any, what: str, line: int) -> float:
+def _number(value: Any, what: str, line: int | Place) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise _Bad(f"{what} is {_shown(value)}, not a number", line)
     return float(value)
 
 
-def _whole(value: Any, what: str, line: int, hint: str = "") -> int:
+def _whole(value: Any, what: str, line: int | Place, hint: str = "") -> int:
     number = _number(value, what, line)
     if not math.isfinite(number) or number != math.floor(number):
         raise _Bad(f"{what} is {number!r}, not a whole number", line, hint)
@@ -228,7 +228,7 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def _scale(value: Any, line: int) -> float:
+def _scale(value: Any, line: int | Place) -> float:
     scale = _number(value, "the scale", line)
     if math.isnan(scale) or math.isinf(scale):
         raise _Bad(f"the scale is {scale}", line, "calibrate that value again: its range was not a number")
@@ -239,7 +239,7 @@ def _scale(value: Any, line: int) -> float:
     return scale
 
 
-def _flag(value: Any, what: str, line: int) -> bool:
+def _flag(value: Any, what: str, line: int | Place) -> bool:
     if isinstance(value, bool):
         return value
     if isinstance(value, str) and value.lower() in ("true", "false"):
@@ -247,7 +247,7 @@ def _flag(value: Any, what: str, line: int) -> bool:
     raise _Bad(f"{what} is {_shown(value)}", line, 'write "True" or "False"')
 
 
-def _bits(value: Any, dtype: str, line: int) -> int:
+def _bits(value: Any, dtype: str, line: int | Place) -> int:
     bits = _whole(value, "the bit width", line)
     known = FLOAT_BITS if dtype == "float" else INTEGER_BITS
     if bits not in known:
@@ -255,18 +255,18 @@ def _bits(value: Any, dtype: str, line: int) -> int:
     return bits
 
 
-def _dtype(value: Any, line: int) -> str:
+def _dtype(value: Any, line: int | Place) -> str:
     if isinstance(value, str) and value.lower() in ("int", "float"):
         return value.lower()
     raise _Bad(f"the dtype is {_shown(value)}", line, "write int or float")
 
 
-def _counted(scales: Sequence[Any], offsets: Sequence[Any], line: int) -> None:
+def _counted(scales: Sequence[Any], offsets: Sequence[Any], line: int | Place) -> None:
     if len(scales) != len(offsets):
         raise _Bad(f"{len(scales)} scales, but {len(offsets)} offsets", line, "one offset a scale")
 
 
-def _grid(bits: int, offset: int, symmetric: bool, line: int, *, proven: int | None = None) -> tuple[int, bool]:
+def _grid(bits: int, offset: int, symmetric: bool, line: int | Place, *, proven: int | None = None) -> tuple[int, bool]:
     """Offset and sign of the codes, from an offset that counts codes from zero.
 
     A symmetric grid is one of signed codes around zero; AIMET's strict form leaves its lowest code unused.
@@ -331,28 +331,28 @@ def _legacy_row(item: Node) -> _Row:
     if unknown:
         key = sorted(unknown)[0]
         known = ["bitwidth", "dtype", "is_symmetric", "min", "max", "scale", "offset"]
-        raise _Bad(f"the field {key!r} is not known", item.line_of(key), nearest(key, known))
+        raise _Bad(f"the field {key!r} is not known", item.at(key), nearest(key, known))
     if "bitwidth" not in row:
         raise _Bad("the bit width is missing", item.line)
-    dtype = _dtype(row.get("dtype", "int"), item.line_of("dtype"))
-    bits = _bits(row["bitwidth"], dtype, item.line_of("bitwidth"))
+    dtype = _dtype(row.get("dtype", "int"), item.at("dtype"))
+    bits = _bits(row["bitwidth"], dtype, item.at("bitwidth"))
     if dtype == "float":
         return _Row(bits, dtype, None, 0, False, False)
-    symmetric = _flag(row.get("is_symmetric", "False"), "is_symmetric", item.line_of("is_symmetric"))
+    symmetric = _flag(row.get("is_symmetric", "False"), "is_symmetric", item.at("is_symmetric"))
     limits = _limits(item)
     if "scale" not in row and limits is None:
         if "offset" in row:
-            raise _Bad("an offset without a scale", item.line_of("offset"))
+            raise _Bad("an offset without a scale", item.at("offset"))
         return _Row(bits, dtype, None, 0, symmetric, symmetric)
     if "scale" not in row:
         assert limits is not None
         scale, offset = _from_limits(limits, bits, symmetric, item.line)
         offset, signed = _grid(bits, offset, symmetric, item.line, proven=offset)
         return _Row(bits, dtype, scale, offset, signed, symmetric)
-    scale = _scale(row["scale"], item.line_of("scale"))
+    scale = _scale(row["scale"], item.at("scale"))
     if "offset" not in row and limits is None:
-        raise _Bad("a scale without an offset", item.line_of("scale"), "give offset, or min and max")
-    line = item.line_of("offset") if "offset" in row else item.line
+        raise _Bad("a scale without an offset", item.at("scale"), "give offset, or min and max")
+    line = item.at("offset") if "offset" in row else item.line
     offset, proven = _agreed(row, limits, scale, bits, symmetric, line)
     offset, signed = _grid(bits, offset, symmetric, line, proven=proven)
     return _Row(bits, dtype, scale, offset, signed, symmetric)
@@ -364,16 +364,16 @@ def _limits(item: Node) -> tuple[float, float] | None:
         raise _Bad("min without max" if "min" in row else "max without min", item.line)
     if "min" not in row:
         return None
-    low = _number(row["min"], "min", item.line_of("min"))
-    high = _number(row["max"], "max", item.line_of("max"))
+    low = _number(row["min"], "min", item.at("min"))
+    high = _number(row["max"], "max", item.at("max"))
     if not (math.isfinite(low) and math.isfinite(high)):
-        raise _Bad(f"the range is {low} to {high}", item.line_of("min"), "calibrate that value again")
+        raise _Bad(f"the range is {low} to {high}", item.at("min"), "calibrate that value again")
     if low > high:
-        raise _Bad(f"min {low:g} is above max {high:g}", item.line_of("min"))
+        raise _Bad(f"min {low:g} is above max {high:g}", item.at("min"))
     return low, high
 
 
-def _from_limits(limits: tuple[float, float], bits: int, symmetric: bool, line: int) -> tuple[float, int]:
+def _from_limits(limits: tuple[float, float], bits: int, symmetric: bool, line: int | Place) -> tuple[float, int]:
     """Scale and offset of a range by the guide's rules: zero is a code, at least 0.0001 wide, 2^bits - 1 steps."""
     low, high = min(limits[0], 0.0), max(limits[1], 0.0)
     if symmetric:
@@ -385,7 +385,7 @@ def _from_limits(limits: tuple[float, float], bits: int, symmetric: bool, line: 
 
 
 def _agreed(
-    row: dict[str, Any], limits: tuple[float, float] | None, scale: float, bits: int, symmetric: bool, line: int
+    row: dict[str, Any], limits: tuple[float, float] | None, scale: float, bits: int, symmetric: bool, line: int | Place
 ) -> tuple[int, int | None]:
     """The offset that scale, min and max prove; they must not contradict what the file says.
 
@@ -431,32 +431,30 @@ def _v1(name: str, kind: str, node: Node) -> Entry:
     for key in ("bw", "dtype"):
         if key not in row:
             raise _Bad(f"{key!r} is missing", node.line)
-    dtype = _dtype(row["dtype"], node.line_of("dtype"))
-    bits = _bits(row["bw"], dtype, node.line_of("bw"))
+    dtype = _dtype(row["dtype"], node.at("dtype"))
+    bits = _bits(row["bw"], dtype, node.at("bw"))
     if dtype == "float":
         return Entry(name, kind, bits, dtype, line=node.line)
     form = row.get("enc_type", "PER_TENSOR")
     if form not in _ENC_TYPES:
-        raise _Bad(f"enc_type is {_shown(form)}", node.line_of("enc_type"), f"known: {', '.join(_ENC_TYPES)}")
-    symmetric = _flag(row.get("is_sym", False), "is_sym", node.line_of("is_sym"))
+        raise _Bad(f"enc_type is {_shown(form)}", node.at("enc_type"), f"known: {', '.join(_ENC_TYPES)}")
+    symmetric = _flag(row.get("is_sym", False), "is_sym", node.at("is_sym"))
     if "scale" not in row:
         raise _Bad("the scale is missing", node.line)
     if any(_numbers(row.get("zero_point_shift", []))):
-        raise _Bad("zero lies between two codes", node.line_of("zero_point_shift"), "QNN has no half steps")
-    scales = [_scale(s, node.line_of("scale", i)) for i, s in enumerate(_listed(row["scale"]))]
-    given = [_whole(o, "the offset", node.line_of("offset", i)) for i, o in enumerate(_listed(row.get("offset", [])))]
-    _counted(scales, given, node.line_of("offset"))
+        raise _Bad("zero lies between two codes", node.at("zero_point_shift"), "QNN has no half steps")
+    scales = [_scale(s, node.at("scale", i)) for i, s in enumerate(_listed(row["scale"]))]
+    given = [_whole(o, "the offset", node.at("offset", i)) for i, o in enumerate(_listed(row.get("offset", [])))]
+    _counted(scales, given, node.at("offset"))
     if not scales or (form == "PER_TENSOR" and len(scales) != 1):
-        raise _Bad(f"{len(scales)} scales in a {form} entry", node.line_of("scale"))
-    grids = [_grid(bits, o, symmetric, node.line_of("offset", i)) for i, o in enumerate(given)]
+        raise _Bad(f"{len(scales)} scales in a {form} entry", node.at("scale"))
+    grids = [_grid(bits, o, symmetric, node.at("offset", i)) for i, o in enumerate(given)]
     if len({signed for _, signed in grids}) > 1 or (len(grids) > 1 and not grids[0][1]):
-        raise _Bad(
-            "per-channel, but not symmetric", node.line_of("is_sym"), "QNN's per-channel encodings are symmetric"
-        )
+        raise _Bad("per-channel, but not symmetric", node.at("is_sym"), "QNN's per-channel encodings are symmetric")
     blocks = None
     if form in ("PER_BLOCK", "LPBQ"):
         blocks = _v1_blocks(node, form, bits, len(scales))
-        bits = _bits(row["compressed_bw"], dtype, node.line_of("compressed_bw")) if form == "LPBQ" else bits
+        bits = _bits(row["compressed_bw"], dtype, node.at("compressed_bw")) if form == "LPBQ" else bits
     offsets, signed = tuple(o for o, _ in grids), grids[0][1]
     return Entry(name, kind, bits, dtype, tuple(scales), offsets, signed, symmetric, None, blocks, node.line)
 
@@ -465,9 +463,9 @@ def _v1_blocks(node: Node, form: str, bits: int, channels: int) -> Blocks:
     row = node.value
     if "block_size" not in row:
         raise _Bad(f"a {form} entry without block_size", node.line)
-    size = _whole(row["block_size"], "block_size", node.line_of("block_size"))
+    size = _whole(row["block_size"], "block_size", node.at("block_size"))
     if size < 1:
-        raise _Bad(f"block_size is {size}", node.line_of("block_size"))
+        raise _Bad(f"block_size is {size}", node.at("block_size"))
     if form == "PER_BLOCK":
         return Blocks(size)
     for key in ("compressed_bw", "per_block_int_scale"):
@@ -478,7 +476,7 @@ def _v1_blocks(node: Node, form: str, bits: int, channels: int) -> Blocks:
 
 
 def _block_scales(node: Node, values: Any, channels: int) -> tuple[int, ...]:
-    line = node.line_of("per_block_int_scale")
+    line = node.at("per_block_int_scale")
     scales = tuple(_whole(v, "a block scale", line) for v in _numbers(values))
     if not scales or len(scales) % channels:
         raise _Bad(f"{len(scales)} block scales for {channels} channels", line)
@@ -499,7 +497,7 @@ def _v2(name: str, kind: str, node: Node) -> Entry:
     row = node.value
     _known_fields(node, _V2_FIELDS | _V2_LPBQ)
     dtype = row.get("output_dtype")
-    line = node.line_of("output_dtype")
+    line = node.at("output_dtype")
     if dtype in _V2_FLOATS:
         return Entry(name, "activation", _V2_FLOATS[dtype], "float", line=node.line)
     if dtype not in _V2_DTYPES:
@@ -507,7 +505,7 @@ def _v2(name: str, kind: str, node: Node) -> Entry:
             f"output_dtype is {_shown(dtype)}", line, f"possible: {', '.join([*_V2_DTYPES, 'float16', 'float32'])}"
         )
     signed, bits = _V2_DTYPES[dtype]
-    axis = _whole(row["axis"], "axis", node.line_of("axis")) if row.get("axis") is not None else None
+    axis = _whole(row["axis"], "axis", node.at("axis")) if row.get("axis") is not None else None
     lpbq = _V2_LPBQ & set(row)
     if lpbq:
         return _v2_lpbq(name, node, bits, axis)
@@ -516,19 +514,19 @@ def _v2(name: str, kind: str, node: Node) -> Entry:
     grid, block = _listed(row["y_scale"]), None
     kind = "param" if signed or axis is not None else "activation"
     if row.get("block_size") is not None:
-        size = _whole(row["block_size"], "block_size", node.line_of("block_size"))
+        size = _whole(row["block_size"], "block_size", node.at("block_size"))
         if axis is None or size < 1:
-            raise _Bad(f"block_size {size} with axis {axis}", node.line_of("block_size"))
+            raise _Bad(f"block_size {size} with axis {axis}", node.at("block_size"))
         grid, channel, rank = _channels_first(node, row["y_scale"], axis)
         channels = int(np.shape(row["y_scale"])[channel])
         block, axis = Blocks(size, axis, rank=rank, channels=channels), channel
     elif axis is None and isinstance(row["y_scale"], list):
-        raise _Bad("a list of scales without an axis", node.line_of("y_scale"), "say which axis they are for")
-    scales = tuple(_scale(s, node.line_of("y_scale", i)) for i, s in enumerate(grid))
+        raise _Bad("a list of scales without an axis", node.at("y_scale"), "say which axis they are for")
+    scales = tuple(_scale(s, node.at("y_scale", i)) for i, s in enumerate(grid))
     if not scales:
-        raise _Bad("y_scale is empty", node.line_of("y_scale"))
+        raise _Bad("y_scale is empty", node.at("y_scale"))
     points = _numbers(row["y_zero_point"]) if row.get("y_zero_point") is not None else [0] * len(scales)
-    zero = node.line_of("y_zero_point")
+    zero = node.at("y_zero_point")
     _counted(scales, points, zero)
     low, high = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
     offsets = []
@@ -550,8 +548,8 @@ def _v2_lpbq(name: str, node: Node, bits: int, axis: int | None) -> Entry:
             raise _Bad(f"an LPBQ entry without {key}", node.line)
     if axis is None:
         raise _Bad("an LPBQ entry without axis", node.line, "the axis that is cut into blocks")
-    size = _whole(row["block_size"], "block_size", node.line_of("block_size"))
-    scales = tuple(_scale(s, node.line_of("per_channel_float_scale")) for s in _numbers(row["per_channel_float_scale"]))
+    size = _whole(row["block_size"], "block_size", node.at("block_size"))
+    scales = tuple(_scale(s, node.at("per_channel_float_scale")) for s in _numbers(row["per_channel_float_scale"]))
     values, channel, rank = _channels_first(node, row["per_block_int_scale"], axis)
     if not scales or size < 1:
         raise _Bad("an LPBQ entry without scales or blocks", node.line)
@@ -569,7 +567,7 @@ def _channels_first(node: Node, values: Any, axis: int) -> tuple[list[Any], int,
     except (ValueError, TypeError):
         raise _Bad("scales that form no grid", node.line) from None
     if grid.ndim < 2 or not -grid.ndim <= axis < grid.ndim:
-        raise _Bad(f"block scales of {grid.ndim} axes with axis {axis}", node.line_of("axis"))
+        raise _Bad(f"block scales of {grid.ndim} axes with axis {axis}", node.at("axis"))
     axis %= grid.ndim
     others = [i for i in range(grid.ndim) if i != axis]
     wide = [i for i in others if grid.shape[i] > 1] or others[:1]
@@ -582,7 +580,7 @@ def _channels_first(node: Node, values: Any, axis: int) -> tuple[list[Any], int,
 def _known_fields(node: Node, known: set[str]) -> None:
     unknown = sorted(set(node.value) - known)
     if unknown:
-        raise _Bad(f"the field {unknown[0]!r} is not known", node.line_of(unknown[0]), nearest(unknown[0], known))
+        raise _Bad(f"the field {unknown[0]!r} is not known", node.at(unknown[0]), nearest(unknown[0], known))
 
 
 def _listed(value: Any) -> list[Any]:

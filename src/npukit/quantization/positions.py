@@ -76,6 +76,10 @@ class Node:
             at = self.source.skip(at)
         return self.source.line(at)
 
+    def at(self, key: str, index: int = 0) -> Place:
+        """Where `line_of` will look, when it is asked: nothing is searched as long as nothing is wrong."""
+        return Place(self, key, index)
+
     def items(self) -> list[Node] | None:
         """The elements of a list, or None where it is none."""
         if not isinstance(self.value, list):
@@ -105,6 +109,20 @@ class Node:
             if self.source.text[at] == ",":
                 at = self.source.skip(at + 1)
         return Members(found, repeated)
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Place:
+    """A member of an object (an element of it), whose line is looked up late."""
+
+    node: Node
+    key: str
+    index: int
+
+    @property
+    def line(self) -> int:
+        """Its line, 1 for the first of the file."""
+        return self.node.line_of(self.key, self.index)
 
 
 _DECODER = json.JSONDecoder()
