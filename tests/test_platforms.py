@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -138,6 +139,7 @@ def bare(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., subprocess.C
         ["run", DIGITS / "digits.onnx", "--random", "1"],
         ["verify", DIGITS / "digits.onnx", "--against", DIGITS / "digits.onnx"],
         ["inspect", DIGITS / "digits.onnx"],
+        ["lint", DIGITS / "digits.onnx"],
         ["diff", DIGITS / "digits.onnx", DIGITS / "digits.onnx"],
         ["doctor"],
     ],
@@ -149,6 +151,20 @@ def test_what_needs_no_native_library_works_without(bare, arguments):
 
 
 DLC = Path(__file__).parent / "data" / "ort_qnn_provider" / "digits.dlc"
+
+
+@pytest.mark.native
+def test_inspect_shows_what_needs_no_library(bare, tmp_path):
+    npukit.convert(DIGITS / "digits.onnx", output=tmp_path / "d.dlc", verify=False)
+    npukit.compile(tmp_path / "d.dlc", output=tmp_path / "d.bin", target="sm8650")
+    for name in ("d.dlc", "d.bin", DLC):
+        done = bare("inspect", tmp_path / name)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert "its graphs cannot be read here: no libQnnSystem" in done.stdout
+        assert ("[1, 1, 8, 8]" in done.stdout) == (name != DLC)  # the contract, from the stamp
+        if name != "d.bin":
+            assert "model.params.bin" in done.stdout
+    assert json.loads(bare("inspect", DLC, "--json").stdout)["graphs"] == []
 
 
 @pytest.mark.parametrize(

@@ -37,6 +37,7 @@ class Description:
         if d["needs"]:
             lines.append(d["needs"])
         lines += _stamp_lines(d["stamp"], d["kind"])
+        lines += [d["unread"]] if d["unread"] else []
         for graph in d["graphs"]:
             lines += ["", *_graph_lines(graph)]
         if d["parts"]:
@@ -63,7 +64,7 @@ def describe(path: Path, graph: str | None = None, *, ops: bool = False, tensors
     Raises:
         NpukitError: see `open_subject`.
     """
-    subject = open_subject(path, graph)
+    subject = open_subject(path, graph, partly=True)
     stamp = subject.stamp
     data = {
         "file": path.name,
@@ -72,6 +73,7 @@ def describe(path: Path, graph: str | None = None, *, ops: bool = False, tensors
         "sha256": subject.sha256,
         "facts": {key: value for key, value in subject.facts.items() if value not in (None, "", {})},
         "needs": needs(subject),
+        "unread": subject.unread,
         "stamp": None if stamp is None else stamp.to_dict(),
         "graphs": [_graph(view, ops=ops, tensors=tensors) for view in subject.graphs],
         "parts": [{"name": name, "bytes": size} for name, size in subject.parts],

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from npukit.errors import UsageError, nearest
+from npukit.errors import MissingDependency, UsageError, nearest
 from npukit.qnn.graph import Encoding, Graph, Param, Tensor, TensorKind
 
 if TYPE_CHECKING:
@@ -103,6 +103,7 @@ class Subject:
         facts: what else the file says about itself, for people ("opset": 17).
         stamp: npukit's stamp; None without one.
         parts: members of an archive, or external data files: name and bytes.
+        unread: why its graphs are not here; empty where they are.
     """
 
     path: Path
@@ -113,6 +114,7 @@ class Subject:
     facts: dict[str, Any] = field(default_factory=dict)
     stamp: Stamp | None = None
     parts: list[tuple[str, int]] = field(default_factory=list)
+    unread: str = ""
 
     def graph(self, name: str | None) -> GraphView:
         """The graph called `name`, or the only one. UsageError otherwise."""
@@ -126,10 +128,11 @@ class Subject:
         return found[0]
 
 
-def open_subject(path: Path, graph: str | None = None) -> Subject:
+def open_subject(path: Path, graph: str | None = None, *, partly: bool = False) -> Subject:
     """Read a model file of any kind; with `graph` only that one.
 
-    Runs Qualcomm's libraries on the file for a DLC or context binary: callers do that in a worker.
+    Runs Qualcomm's libraries on the file for a DLC or context binary: callers do that in a worker. Where these are
+    missing, `partly` gives what the file says without them: no graphs, and `unread` says why.
 
     Raises:
         NpukitError: the file is missing, broken or of no known kind, or holds no such graph.
@@ -138,7 +141,13 @@ def open_subject(path: Path, graph: str | None = None) -> Subject:
     from npukit.runtime.session import file_kind
 
     kind = file_kind(path)
-    subject = _READERS[kind](path)
+    try:
+        subject = _READERS[kind](path)
+    except MissingDependency as error:
+        if not partly:
+            raise
+        subject = _without_library(path, kind)
+        subject.unread, graph = f"its graphs cannot be read here: {error.what} ({error.hint})", None
     subject.sha256 = sha256_file(path)
     if graph is not None:
         subject.graphs = [subject.graph(graph)]
@@ -294,6 +303,18 @@ def _soc(model: int) -> str:
 
     names = ", ".join(by_soc_id(model))
     return f"{model} ({names})" if names else str(model or "")
+
+
+def _without_library(path: Path, kind: str) -> Subject:
+    """Stamp and members of an artifact: what can be read without Qualcomm's libraries."""
+    from npukit.artifacts import context, dlc
+
+    size = path.stat().st_size
+    if kind == "context":
+        return Subject(path, kind, size, "", [], stamp=context.read_sidecar(path))
+    info = dlc.read_info(path)
+    facts = {"QAIRT build": info.qairt_build, "tool": info.converter if info.stamp is None else None}
+    return Subject(path, kind, size, "", [], facts, info.stamp, [(entry.name, entry.size) for entry in info.members])
 
 
 _READERS: dict[str, Callable[[Path], Subject]] = {"onnx": _read_onnx, "dlc": _read_dlc, "context": _read_context}

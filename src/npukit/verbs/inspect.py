@@ -26,7 +26,7 @@ class InspectOptions:
 
 @verb(InspectOptions)
 def inspect(options: InspectOptions) -> Description:
-    """Describe a model file of any kind.
+    """Describe a model file of any kind; of an artifact without Qualcomm's libraries only stamp, versions and members.
 
     Raises:
         NpukitError: the file is missing, broken or of no known kind.
