@@ -32,8 +32,8 @@ from npukit.quantization.roles import (
 
 FLOAT = 0
 _ORDER = {8: 0, 16: 1, FLOAT: 2}
-_ACTIVATION = {8: DType.UFIXED_POINT_8, 16: DType.UFIXED_POINT_16}
-_WEIGHT = {4: DType.SFIXED_POINT_8, 8: DType.SFIXED_POINT_8, 16: DType.SFIXED_POINT_16}
+ACTIVATION = {8: DType.UFIXED_POINT_8, 16: DType.UFIXED_POINT_16}
+WEIGHT = {4: DType.SFIXED_POINT_8, 8: DType.SFIXED_POINT_8, 16: DType.SFIXED_POINT_16}
 # What a norm's gamma and beta may be, best first: (bits, symmetric, signed). Beta with 32 bits spends 16 on the
 # largest magnitude, the others are left to the op's accumulation.
 _GAMMA = {8: ((8, False, False),), 16: ((16, True, False), (8, False, False))}
@@ -54,7 +54,10 @@ class Encodings(Protocol):
         """The per-tensor encoding of a computed tensor at 8 or 16 bits."""
 
     def weight(self, op: Op, axis: int | None, bits: int) -> tuple[Array, Encoding]:
-        """Codes (int64 or the container's dtype) and encoding of input 1 of `op`; `axis` None: per tensor."""
+        """Codes and encoding of input 1 of `op`; `axis` None: per tensor."""
+
+    def asked(self, constant: Tensor) -> tuple[DType, Encoding] | None:
+        """The encoding that the user gave a constant, None without."""
 
     def bias(self, op: Op, weight: Tensor) -> Array:
         """Real values [C] of input 2 of `op`, whose quantized weight is `weight`."""
@@ -69,7 +72,7 @@ class Plan:
         weights: bits of a weight that `ops` does not name: 4, 8 or 16.
         per_channel: weights of convolutions have a scale for each output channel.
         per_row: those of FullyConnected and MatMul too.
-        tensors: precision by tensor name.
+        tensors: precision by tensor name; what is named here is held so, whatever its op computes in.
         ops: weight bits by op name.
         floats: names of ops that compute in float.
         float_io: graph inputs and outputs stay float.
@@ -153,6 +156,9 @@ class Dummies:
         encoding = Encoding((0.01,) * count, (0,) * count, axis=axis, bitwidth=4 if bits == 4 else 0)
         return np.broadcast_to(np.int8(0), source.shape), encoding
 
+    def asked(self, constant: Tensor) -> None:
+        """Nothing was asked for."""
+
     def bias(self, op: Op, weight: Tensor) -> Array:
         """Zeros."""
         del weight
@@ -221,7 +227,8 @@ class _Assignment:
     def _storage(self, tensor: Tensor, made: int | None, precisions: Mapping[int, int]) -> int:
         """`_wanted`, or what its op makes where all readers want it that fine: no way down and up again."""
         wanted = self._wanted(tensor)
-        if made is None or _ORDER[made] <= _ORDER[wanted] or id(tensor) in self._io:
+        fixed = id(tensor) in self._io or tensor.name in self._plan.tensors
+        if made is None or _ORDER[made] <= _ORDER[wanted] or fixed:
             return wanted
         readers = [precisions[id(op)] for op in self._users.get(id(tensor), ())]
         return made if readers and all(_ORDER[reader] >= _ORDER[made] for reader in readers) else wanted
@@ -276,6 +283,10 @@ class _Assignment:
         axis = weight_axis(op)
         by_row = op.type in ("FullyConnected", "MatMul")
         axes = [axis, None] if (self._plan.per_row if by_row else self._plan.per_channel) else [None]
+        source = op.inputs[1]
+        assert source is not None
+        if self._encodings.asked(source) is not None:
+            widths, axes = [0], [None]  # as it was asked for, and no other
         for width in dict.fromkeys(widths):
             for place in axes:
                 weight = self._weight(op, place, width)
@@ -300,6 +311,8 @@ class _Assignment:
         for index, tensor in enumerate(op.inputs):
             if tensor is not None and tensor.kind is not TensorKind.STATIC:
                 inputs[index] = self._read(tensor, precision) if is_real(tensor) else self._own(tensor)
+            elif tensor is not None and inputs[index] is tensor:
+                inputs[index] = self._plain(tensor)
         outputs, after = [], []
         for tensor in op.outputs:
             own = self._own(tensor)
@@ -320,7 +333,7 @@ class _Assignment:
         if precision == FLOAT or not is_real(tensor):
             return Tensor(name, tensor.dtype, tensor.shape)
         encoding = self._encodings.activation(tensor, precision)
-        return Tensor(name, _ACTIVATION[precision], tensor.shape, encoding=encoding)
+        return Tensor(name, ACTIVATION[precision], tensor.shape, encoding=encoding)
 
     def _own(self, tensor: Tensor) -> Tensor:
         """The tensor that holds a computed tensor under its own name."""
@@ -365,14 +378,22 @@ class _Assignment:
         """A constant operand as codes of its own range."""
         key = (id(tensor), ("constant", bits, symmetric, signed))
         if key not in self._made:
-            assert tensor.data is not None
-            values = np.asarray(tensor.data, np.float32)
-            reach = ranges.Range(float(values.min(initial=0.0)), float(values.max(initial=0.0)))
-            encoding = ranges.encoding(reach, min(bits, 16), symmetric=symmetric, signed=signed)
-            dtype = DType.SFIXED_POINT_32 if bits == 32 else _ACTIVATION[bits]
-            codes = ranges.codes(values, encoding, dtype)
-            name = self._names.fresh(tensor.name) if self._taken(tensor) else tensor.name
-            self._made[key] = Tensor(name, dtype, tensor.shape, TensorKind.STATIC, encoding, codes, tensor.held)
+            asked = self._encodings.asked(tensor)
+            if asked is None:
+                values = np.asarray(tensor.data, np.float32)
+                reach = ranges.Range(float(values.min(initial=0.0)), float(values.max(initial=0.0)))
+                encoding = ranges.encoding(reach, min(bits, 16), symmetric=symmetric, signed=signed)
+                asked = (DType.SFIXED_POINT_32 if bits == 32 else ACTIVATION[bits]), encoding
+            self._made[key] = self._coded(tensor, *asked)
+        return self._made[key]
+
+    def _plain(self, tensor: Tensor) -> Tensor:
+        """A constant as it is; under another name where one of its other forms has its own."""
+        if not self._taken(tensor):
+            return tensor
+        key = (id(tensor), "plain")
+        if key not in self._made:
+            self._made[key] = replace(tensor, name=self._names.fresh(tensor.name))
         return self._made[key]
 
     def _taken(self, tensor: Tensor) -> bool:
@@ -384,12 +405,23 @@ class _Assignment:
         assert source is not None
         key = (id(source), ("weight", axis, bits))
         if key not in self._made:
-            codes, encoding = self._encodings.weight(op, axis, bits)
-            dtype = _WEIGHT[bits]
-            name = self._names.fresh(source.name) if self._taken(source) else source.name
-            data = codes.astype(dtype.numpy, copy=False)
-            self._made[key] = Tensor(name, dtype, source.shape, TensorKind.STATIC, encoding, data, source.held)
+            asked = self._encodings.asked(source)
+            if asked is not None:
+                self._made[key] = self._coded(source, *asked)
+            else:
+                codes, encoding = self._encodings.weight(op, axis, bits)
+                self._made[key] = self._named(source, WEIGHT[bits], encoding, codes)
         return self._made[key]
+
+    def _coded(self, source: Tensor, dtype: DType, encoding: Encoding) -> Tensor:
+        """A constant as codes."""
+        return self._named(source, dtype, encoding, ranges.codes(np.asarray(source.data, np.float32), encoding, dtype))
+
+    def _named(self, source: Tensor, dtype: DType, encoding: Encoding, codes: Array) -> Tensor:
+        """A form of a constant, under its own name if no other form has that."""
+        name = self._names.fresh(source.name) if self._taken(source) else source.name
+        data = codes.astype(dtype.numpy, copy=False)
+        return Tensor(name, dtype, source.shape, TensorKind.STATIC, encoding, data, source.held)
 
     def _bias(self, op: Op, x: Tensor, weight: Tensor) -> Tensor:
         """The bias in int32 at the accumulator's scale, scale_x * scale_w, by channel where the weight is."""
@@ -397,15 +429,13 @@ class _Assignment:
         assert source is not None
         assert x.encoding is not None
         assert weight.encoding is not None
-        scales = np.asarray(weight.encoding.scales, np.float64) * x.encoding.scale
-        limit = float(2**31 - 1)
-        codes = np.clip(np.rint(self._encodings.bias(op, weight) / scales), -limit, limit).astype(np.int32)
-        axis = 0 if len(scales) > 1 else None
-        encoding = Encoding(tuple(float(np.float32(s)) for s in scales), (0,) * len(scales), axis=axis)
-        name = self._names.fresh(source.name) if self._taken(source) else source.name
-        key = (id(source), ("bias", op.name, encoding))
+        key = (id(source), ("bias", op.name, x.encoding, weight.encoding))
         if key not in self._made:
-            self._made[key] = Tensor(
-                name, DType.SFIXED_POINT_32, source.shape, TensorKind.STATIC, encoding, codes, source.held
-            )
+            values = self._encodings.bias(op, weight)
+            dtype, encoding = self._encodings.asked(source) or (DType.SFIXED_POINT_32, None)
+            if encoding is None:
+                scales = np.asarray(weight.encoding.scales, np.float64) * x.encoding.scale
+                axis = 0 if len(scales) > 1 else None
+                encoding = Encoding(tuple(float(np.float32(s)) for s in scales), (0,) * len(scales), axis=axis)
+            self._made[key] = self._named(source, dtype, encoding, ranges.codes(values, encoding, dtype))
         return self._made[key]

@@ -4,19 +4,25 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 
 from npukit.errors import InputError
 from npukit.qnn.graph import Array, DType, Encoding, Op, Tensor
 from npukit.quantization import ranges
+from npukit.quantization.assign import ACTIVATION
 from npukit.quantization.calibration import Calibration
+from npukit.quantization.entry import Entry
 from npukit.quantization.observers import observed_range
 from npukit.quantization.ranges import Range
 from npukit.quantization.roles import Groups
 from npukit.quantization.weights import quantize_weights
 from npukit.raising.encodings import dequantized
+
+# Channels of tiny weights keep their bits; the product with an activation's scale is still a normal float32.
+_LEAST_SCALE = 1e-12
 
 
 @dataclass(frozen=True)
@@ -43,25 +49,21 @@ class Scheme:
     steps: tuple[int, int] | None = None
 
 
-@dataclass
-class Forced:
-    """Encodings that the user gave: they win over what was observed.
+class Calibrated:
+    """The encodings of a graph's tensors; `npukit.quantization.assign.Encodings`.
 
-    Attributes:
-        activations: tensor name -> bits and encoding.
-        weights: tensor name of the weight -> bits and encoding.
+    Args:
+        calibration: what was observed.
+        groups: tensors that share one encoding.
+        scheme: how ranges are chosen.
+        forced: encodings that the user gave, which win over what was observed.
     """
 
-    activations: dict[str, tuple[int, Encoding]] = field(default_factory=dict)
-    weights: dict[str, tuple[int, Encoding]] = field(default_factory=dict)
-
-
-class Calibrated:
-    """The encodings of a graph's tensors, by calibration and overrides; `npukit.quantization.assign.Encodings`."""
-
-    def __init__(self, calibration: Calibration, groups: Groups, scheme: Scheme, forced: Forced | None = None) -> None:
+    def __init__(
+        self, calibration: Calibration, groups: Groups, scheme: Scheme, forced: Mapping[Tensor, Entry] | None = None
+    ) -> None:
         self._seen, self._groups, self.scheme = calibration, groups, scheme
-        self._forced = forced or Forced()
+        self._forced = forced or {}
         self._ranges: dict[tuple[int, int], Encoding] = {}
         self._weights: dict[tuple[int, int | None, int], tuple[Array, Encoding]] = {}
 
@@ -74,9 +76,9 @@ class Calibrated:
 
     def _forced_encoding(self, tensor: Tensor, bits: int) -> Encoding | None:
         for member in self._groups.of(tensor):
-            width, encoding = self._forced.activations.get(member.name, (0, None))
-            if encoding is not None and width == bits:
-                return encoding
+            entry = self._forced.get(member)
+            if entry is not None and entry.scales and entry.bitwidth == bits:
+                return entry.encoding(ACTIVATION[bits])
         return None
 
     def _observed(self, tensor: Tensor, bits: int) -> Encoding:
@@ -95,14 +97,20 @@ class Calibrated:
         assert found is not None
         return ranges.encoding(found, bits, symmetric=scheme.symmetric_activations)
 
+    def asked(self, constant: Tensor) -> tuple[DType, Encoding] | None:
+        """The encoding that the user gave a constant; signed codes where zero is in their middle."""
+        entry = self._forced.get(constant)
+        if entry is None or not entry.scales:
+            return None
+        sign = "U" if any(entry.offsets_for(signed=True)) else "S"
+        dtype = DType[f"{sign}FIXED_POINT_{max(entry.bitwidth, 8)}"]
+        return dtype, entry.encoding(dtype)
+
     def weight(self, op: Op, axis: int | None, bits: int) -> tuple[Array, Encoding]:
         """Codes and encoding of the weight of `op`."""
         source = op.inputs[1]
         assert source is not None
         assert source.data is not None
-        width, encoding = self._forced.weights.get(source.name, (0, None))
-        if encoding is not None and width == bits and (encoding.axis is None) == (axis is None):
-            return ranges.codes(source.data, encoding, _container(bits)), encoding
         key = (id(source), axis, bits)
         if key not in self._weights:
             self._weights[key] = quantize_weights(
@@ -113,15 +121,10 @@ class Calibrated:
                 importance=self._importance(op) if self.scheme.importance else None,
                 percentile=self.scheme.percentile,
                 steps=self.scheme.steps,
-                least_scale=self._least_scale(op, bits),
+                least_scale=_LEAST_SCALE,
                 name=source.name,
             )
         return self._weights[key]
-
-    def _least_scale(self, op: Op, bits: int) -> float:
-        """No smaller than float32 keeps when multiplied with an activation's scale, so that a bias has a scale."""
-        del op, bits
-        return 1e-12
 
     def _importance(self, op: Op) -> Array | None:
         """Mean square of the input that each weight multiplies, broadcastable onto the weight."""
@@ -174,7 +177,3 @@ def by_input_channel(op: Op, values: Array) -> Array | None:
     if rest or outer % groups:
         return None
     return np.repeat(values.reshape(groups, inner).T, outer // groups, axis=1)  # [in of a group, out]
-
-
-def _container(bits: int) -> DType:
-    return DType.SFIXED_POINT_16 if bits == 16 else DType.SFIXED_POINT_8

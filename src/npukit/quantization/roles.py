@@ -8,7 +8,7 @@ Facts: shared/reference/qnn_opdefs.json (positions, HTP's dtype rows), qnn_more.
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 
 from npukit.qnn.graph import Graph, Op, Tensor, TensorKind
 
@@ -100,9 +100,13 @@ class Groups:
 
     What only moves shares by necessity. What feeds nothing but a clamp or a Concat is made in the result's encoding:
     the rest of its own range would be cut off or rounded again, so its own range does not count.
+
+    Args:
+        graph: a float graph.
+        fixed: tensors whose encoding the user gave: they follow none.
     """
 
-    def __init__(self, graph: Graph) -> None:
+    def __init__(self, graph: Graph, fixed: Container[Tensor] = ()) -> None:
         self._parent: dict[int, int] = {}
         self._tensors: dict[int, Tensor] = {}
         self._follows: set[int] = set()
@@ -119,7 +123,7 @@ class Groups:
             if op.type not in MOVES and not joined:
                 continue
             for index, tensor in data_inputs(op):
-                alone = users[id(tensor)] == 1 and id(tensor) not in outside
+                alone = users[id(tensor)] == 1 and id(tensor) not in outside and tensor not in fixed
                 if op.type in MOVES and index == 0:
                     for output in op.outputs:
                         self._join(tensor, output)

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from npukit.quantization.assign import Assigned, Legal, Plan
     from npukit.quantization.calibrated import Scheme
     from npukit.quantization.calibration import Calibration
+    from npukit.quantization.overrides import EncodingsReport, Matched
+    from npukit.quantization.source import Source
 
 logger = logging.getLogger(__name__)
 
@@ -74,6 +76,14 @@ class QuantizeOptions:
         True, "Biases make up for the mean error of weights.", "--bias-correction/--no-bias-correction"
     )
     importance: bool = opt(True, "Weigh a weight's error by what it multiplies.", "--importance/--no-importance")
+    encodings: Path | None = opt(
+        None, "Encodings to use: AIMET 0.6.1, 1.0.0, 2.0.0, or QNN's overrides.", "--encodings",
+        "--quantization-overrides", parse=Path, metavar="FILE",
+    )  # fmt: skip
+    float_fallback: bool = opt(
+        False, "What --encodings does not name stays float, without calibration.", "--float-fallback"
+    )
+    allow_unhonoured: bool = opt(False, "Encodings that cannot be honoured are no error.", "--allow-unhonoured")
     float_ops: tuple[str, ...] = opt(
         (), "An op or node to leave in float; repeatable.", "--float-op", many=True, parse=o.strings, metavar="NAME"
     )
@@ -140,6 +150,7 @@ class Quantized:
         gflop: cost of a run.
         precision: row of the table of limits.
         samples: calibration samples taken.
+        encodings: what became of the encodings that were given.
         notes: what was done that one may want to know.
     """
 
@@ -152,6 +163,7 @@ class Quantized:
     gflop: float
     precision: str
     samples: int
+    encodings: EncodingsReport | None = None
     notes: tuple[str, ...] = ()
 
 
@@ -192,6 +204,7 @@ class QuantizeResult:
             "float_weight_bytes": q.float_bytes,
             "gflop": q.gflop,
             "samples": q.samples,
+            "encodings": None if q.encodings is None else q.encodings.to_json(),
             "notes": list(q.notes),
             "stamp": q.stamp.to_dict(),
             "verified": q.stamp.verified,
@@ -208,6 +221,7 @@ class QuantizeResult:
             f"for {', '.join(self.targets)}"
         ]
         lines += [f"runs in {precision}: {kind} {name}: {why}" for name, kind, precision, why in q.refused]
+        lines += [q.encodings.to_text()] if q.encodings is not None else []
         lines += [f"note: {note}" for note in q.notes]
         lines += [self.verification.to_text()] if self.verification is not None else []
         lines += [f"not verified: {self.skipped}"] if self.skipped else []
@@ -230,22 +244,23 @@ def quantize(options: QuantizeOptions) -> QuantizeResult:
     """
     from npukit.targets import resolve
 
-    if options.calibration is None:
-        raise UsageError(
-            "calibration data is needed",
-            where="--calibration",
-            hint="give a folder of images, a .npy file with a leading sample axis, or an input list",
-        )
+    if options.float_fallback and options.encodings is None:
+        raise UsageError("--float-fallback leaves all in float without --encodings", hint="give --encodings FILE")
+    if (options.calibration is None) != options.float_fallback:
+        what = "--float-fallback takes no calibration" if options.float_fallback else "calibration data is needed"
+        hint = "give a folder of images, a .npy file with a leading sample axis, or an input list"
+        raise UsageError(what, where="--calibration", hint="leave one of the two out" if options.calibration else hint)
     targets = tuple(target.name for target in resolve(options.target or (_DEFAULT_TARGET,)))
     options = replace(options, target=targets)
     output = options.output or options.model.with_suffix(".quantized.dlc")
     sent = replace(options, calibration=None, preprocessing=None)
     with isolated(in_process=options.in_process, timeout=options.timeout) as call:
         ports: list[Port] = call("npukit.verbs.quantize:_prepare", sent)
-        data = _dataset(options, ports)
+        data = None if options.float_fallback else _dataset(options, ports)
         with replacing(output) as temp:
-            checked = _calibrate(call, data, output, options)
-            quantized: Quantized = call("npukit.verbs.quantize:_write", sent, temp, list(data.warnings))
+            checked = [] if data is None else _calibrate(call, data, output, options)
+            warnings = [] if data is None else list(data.warnings)
+            quantized: Quantized = call("npukit.verbs.quantize:_write", sent, temp, warnings)
             backend, skipped = _how_to_verify(options, quantized)
             if skipped:
                 return QuantizeResult(output, quantized, None, skipped, temp.stat().st_size, targets)
@@ -331,6 +346,10 @@ class _State:
         stamp: all of the stamp that is known before.
         contract: the stamp's inputs and outputs for a quantized graph.
         digest: SHA-256 of the source.
+        calibration: what was observed.
+        matched: the encodings that were given, and the tensors they are for.
+        notes: of the front end.
+        stack: the validation libraries.
     """
 
     graph: Graph
@@ -339,6 +358,7 @@ class _State:
     contract: Callable[[Graph], tuple[tuple[IoTensor, ...], tuple[IoTensor, ...]]]
     digest: Callable[[], str]
     calibration: Calibration
+    matched: Matched
     notes: tuple[str, ...]
     stack: contextlib.ExitStack
 
@@ -364,12 +384,13 @@ def _prepare(options: QuantizeOptions) -> list[Port]:
     stack = contextlib.ExitStack()
     legal = Legal({target.name: validator(target, stack) for target in resolve(options.target)})
     read = _from_dlc if file_kind(options.model) == "dlc" else _from_source
-    graph, stamp, contract, digest, notes = read(options, legal)
+    graph, stamp, contract, digest, notes, source = read(options, legal)
+    matched = _matched(options, graph, stamp.names, source)
     log.report("preparing the calibration", 0.08)
     weighted = [op.inputs[0] for op in graph.ops if weight_axis(op) is not None]
     channels = {id(tensor): tensor for tensor in weighted if tensor is not None and tensor.dtype.is_float}
     calibration = Calibration(graph, channels=list(channels.values()), threads=options.threads)
-    _state = _State(graph, legal, stamp, contract, digest, calibration, notes, stack)
+    _state = _State(graph, legal, stamp, contract, digest, calibration, matched, notes, stack)
     return [
         Port(held.source, held.shape, _NUMPY.get(held.dtype, held.dtype))
         for tensor in graph.inputs
@@ -390,10 +411,12 @@ def _from_source(options: QuantizeOptions, legal: Legal) -> Any:
     """The graph of a source model, in the forms that suit integers."""
     from npukit.artifacts.stamp import Stamp
     from npukit.qnn.api import libraries
+    from npukit.quantization.source import read_source
     from npukit.targets import resolve
     from npukit.verbs.convert import contract_inputs, contract_outputs, lower_source
 
     targets = resolve(options.target)
+    source = read_source(options.model) if options.encodings is not None else None  # lowering consumes the model
     normalized, lowered, notes = lower_source(_source(options), targets, legal.validators(), integers=True)
     library = libraries.find("ir")
     stamp = Stamp(
@@ -412,7 +435,7 @@ def _from_source(options: QuantizeOptions, legal: Legal) -> Any:
         order = [value.name or "" for value in normalized.model.graph.inputs]
         return contract_inputs(made, order), contract_outputs(made, normalized.model)
 
-    return lowered.graph, stamp, contract, lambda: normalized.source_sha256, tuple(notes)
+    return lowered.graph, stamp, contract, lambda: normalized.source_sha256, tuple(notes), source
 
 
 def _from_dlc(options: QuantizeOptions, legal: Legal) -> Any:
@@ -443,7 +466,27 @@ def _from_dlc(options: QuantizeOptions, legal: Legal) -> Any:
         return tuple(map(io_tensor, graph.inputs)), tuple(map(io_tensor, graph.outputs))
 
     made = replace(stamp, npukit_version=npukit.__version__, targets=options.target, options=o.echo(options))
-    return graph, made, contract, lambda: stamp.source_sha256 or files.sha256_file(options.model), ()
+    return graph, made, contract, lambda: stamp.source_sha256 or files.sha256_file(options.model), (), None
+
+
+def _matched(options: QuantizeOptions, graph: Graph, names: dict[str, str], source: Source | None) -> Matched:
+    """The encodings that were given and the tensors they are for; an error where one cannot be honoured."""
+    from npukit.quantization.encodings_file import read
+    from npukit.quantization.entry import EncodingsError
+    from npukit.quantization.overrides import Matched, match
+    from npukit.quantization.source import with_axes
+
+    if options.encodings is None:
+        return Matched(())
+    entries = read(options.encodings).entries
+    matched = match(with_axes(entries, source) if source is not None else entries, graph, names, source)
+    faults = matched.faults(options.encodings.name)
+    if faults and not options.allow_unhonoured:
+        raise EncodingsError(
+            "encodings cannot be honoured", where=str(options.encodings), faults=faults,
+            hint="mend the file, or leave them out with --allow-unhonoured",
+        )  # fmt: skip
+    return matched
 
 
 def _observe(sample: dict[str, Array]) -> None:
@@ -491,7 +534,7 @@ def _scheme(options: QuantizeOptions) -> Scheme:
 
 def _plan(options: QuantizeOptions, graph: Graph) -> Plan:
     from npukit.errors import nearest
-    from npukit.quantization.assign import Plan
+    from npukit.quantization.assign import FLOAT, Plan
 
     by_source: dict[str, list[str]] = {}
     for op in graph.ops:
@@ -500,12 +543,19 @@ def _plan(options: QuantizeOptions, graph: Graph) -> Plan:
     for name in options.float_ops:
         if name not in by_source:
             raise UsageError(f"there is no op {name!r}", where="--float-op", hint=nearest(name, by_source))
+    forced = _current().matched.forced
+    readers = {id(t): op.name for op in graph.ops for t in op.inputs if t is not None and t.data is not None}
+    floats = {op for name in options.float_ops for op in by_source[name]}
+    floats |= {readers[id(t)] for t, entry in forced.items() if t.data is not None and entry.dtype == "float"}
+    computed = {t.name: entry for t, entry in forced.items() if t.data is None}
     return Plan(
-        activations=int(options.activations),
+        activations=FLOAT if options.float_fallback else int(options.activations),
         weights=int(options.weights),
         per_channel=options.per_channel,
         per_row=options.per_row,
-        floats=frozenset(op for name in options.float_ops for op in by_source[name]),
+        tensors={name: FLOAT if entry.dtype == "float" else entry.bitwidth for name, entry in computed.items()},
+        ops={readers[id(t)]: entry.bitwidth for t, entry in forced.items() if t.data is not None},
+        floats=frozenset(floats),
         float_io=options.float_io,
     )
 
@@ -521,8 +571,9 @@ def _write(options: QuantizeOptions, path: Path, warnings: list[str]) -> Quantiz
 
     state = _current()
     log.report("choosing encodings", 0.7)
-    groups = Groups(state.graph)
-    encodings = Calibrated(state.calibration, groups, _scheme(options))
+    forced = state.matched.forced
+    groups = Groups(state.graph, forced)
+    encodings = Calibrated(state.calibration, groups, _scheme(options), forced)
     assigned = assign(state.graph, _plan(options, state.graph), encodings, state.legal, groups)
     log.report("writing", 0.8)
     graph = assigned.graph
@@ -533,6 +584,9 @@ def _write(options: QuantizeOptions, path: Path, warnings: list[str]) -> Quantiz
         source_sha256=state.digest(),
     )  # fmt: skip
     dlc.write(Model({graph.name: graph}), path, lambda: stamp)
+    found = None
+    if options.encodings is not None:
+        found, stamp = _honoured(options, path, stamp)
     ops: dict[str, int] = {}
     for op in graph.ops:
         ops[op.type] = ops.get(op.type, 0) + 1
@@ -546,8 +600,30 @@ def _write(options: QuantizeOptions, path: Path, warnings: list[str]) -> Quantiz
         gflop=cost.flops(state.graph) / 1e9,
         precision=precision,
         samples=state.calibration.samples,
+        encodings=found,
         notes=(*state.notes, *warnings),
     )
+
+
+def _honoured(options: QuantizeOptions, path: Path, stamp: Stamp) -> tuple[EncodingsReport, Stamp]:
+    """What the written file holds of the encodings that were given; its counts go into the stamp."""
+    from npukit.artifacts import dlc
+    from npukit.artifacts.restamp import restamp
+    from npukit.quantization.entry import EncodingsError
+    from npukit.quantization.overrides import report
+    from npukit.runtime.qnn import pick_graph
+
+    assert options.encodings is not None
+    written = pick_graph(dlc.read(path)[0], None, str(path))
+    found = report(_current().matched, written, options.encodings.name)
+    if found.faults and not options.allow_unhonoured:
+        raise EncodingsError(
+            "the artifact does not hold the encodings that were given", where=str(options.encodings),
+            faults=list(found.faults), hint="accept this with --allow-unhonoured",
+        )  # fmt: skip
+    stamp = replace(stamp, options={**stamp.options, "encodings": found.counts})
+    restamp(path, stamp)
+    return found, stamp
 
 
 def _counts(assigned: Assigned) -> dict[str, int]:
@@ -588,5 +664,5 @@ def _verify(
             min_cosine=options.min_cosine,
             threads=options.threads,
         )
-        outcome, _ = verify_here(chosen, Samples("calibration", samples))
+        outcome, _ = verify_here(chosen, Samples("calibration", samples) if samples else None)
     return replace(outcome, model=name, reference=options.model.name)
