@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from onnx import TensorProto, helper, numpy_helper
 
+import npukit
 from npukit import targets, worker
 from npukit.artifacts.stamp import IoTensor, Stamp
 from npukit.errors import ArtifactError, GraphError, InputError, ModelError, NpukitError, UsageError, WorkerDied
@@ -319,6 +320,20 @@ def test_inner_values_can_be_fetched(simple):
     with pytest.raises(UsageError, match="no value 'iner'") as caught:
         Session(simple, fetch=["iner"])
     assert "inner" in caught.value.hint
+
+
+@pytest.mark.native
+def test_inner_values_of_a_dlc_bear_the_name_they_were_asked_by(tmp_path):
+    source = Path(__file__).parents[1] / "examples" / "digits" / "digits.onnx"
+    npukit.convert(source, output=tmp_path / "d.dlc", verify=False)
+    image = {"image": np.linspace(0, 1, 64, dtype=np.float32).reshape(1, 1, 8, 8)}
+    with Session(source, fetch=["conv1.pool"]) as session:
+        expected = session.run(image)
+    with Session(tmp_path / "d.dlc", backend="ort", fetch=["conv1.pool", "conv1_relu", "scores"]) as session:
+        outputs = session.run(image)
+    assert set(outputs) == {"scores", "conv1.pool", "conv1_relu"}
+    assert np.allclose(outputs["conv1.pool"].transpose(0, 3, 1, 2), expected["conv1.pool"], atol=1e-5)
+    assert np.allclose(outputs["scores"], expected["scores"], atol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["bfloat16", "float16", "float64", "int64"])

@@ -12,7 +12,8 @@ import json
 import shutil
 import tempfile
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -101,7 +102,13 @@ def _raised(request: Request) -> OrtEngine:
             native_ports(graph.outputs, dequantize=dequantize),
         )
     engine = OrtEngine(
-        source, threads=request.threads, fetch=request.fetch, graph=graph.name, stamp=stamp, contract=contract
+        source,
+        threads=request.threads,
+        fetch=request.fetch,
+        graph=graph.name,
+        stamp=stamp,
+        contract=contract,
+        names=stamp.names if stamp is not None else None,
     )
     engine.folder = folder
     return engine
@@ -117,6 +124,7 @@ class OrtEngine:
         graph: name of the QNN graph that `source` was raised from, if it was.
         stamp: the stamp of the file that held that graph.
         contract: the inputs and outputs of that graph; its tensors are the native form.
+        names: source name -> name in `source`, where they differ; `fetch` takes either.
 
     Raises:
         ModelError: ONNX Runtime refuses the model, or it has inputs that are not tensors.
@@ -131,8 +139,10 @@ class OrtEngine:
         graph: str = "",
         stamp: Stamp | None = None,
         contract: tuple[Sequence[Port], Sequence[Port]] = ((), ()),
+        names: Mapping[str, str] | None = None,
     ) -> None:
-        self._source, self._threads, self._fetch = source, threads, tuple(fetch)
+        asked = {(names or {}).get(name, name): name for name in fetch}
+        self._source, self._threads, self._fetch = source, threads, tuple(asked)
         self.folder: str | None = None
         where = source.name if isinstance(source, Path) else ""
         self._session = self._open()
@@ -140,6 +150,7 @@ class OrtEngine:
 
         inputs = [_port(value, where) for value in self._session.get_inputs()]
         outputs = [_port(value, where) for value in self._session.get_outputs()]
+        outputs = [replace(port, name=asked.get(port.name, port.name)) for port in outputs]
         inputs, outputs = _contract(inputs, contract[0]), _contract(outputs, contract[1])
         self._inputs, self._outputs = inputs, outputs
         self._output_names = [port.tensor for port in outputs]

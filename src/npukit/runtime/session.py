@@ -91,7 +91,8 @@ class Session:
         timeout: seconds that loading and each run may take (in the worker only).
         target: name of the chip to emulate or use; by default the one in the stamp.
         memory_limit: bytes of memory that the worker may use.
-        fetch: inner values of the model to give as outputs too (backend ort only).
+        fetch: inner values of the model to give as outputs too, by source or artifact names, in the artifact's own
+            layout (backend ort only).
         dequantize: give and take floats, by the encodings, where a file without stamp has integer codes; a stamp
             says itself what the source had.
 
