@@ -33,6 +33,11 @@ def _flops(op: Op) -> int:
     return 0
 
 
+def traffic(graph: Graph) -> int:
+    """Bytes that the ops of one run read and write, each tensor counted where it is used: an estimate, no cache."""
+    return sum(t.nbytes for op in graph.ops for t in (*op.inputs, *op.outputs) if t is not None)
+
+
 def precision(graph: Graph) -> str:
     """The coarsest form that the graph's activations are held in: "float32", "float16", "int16" or "int8"."""
     found = {t.dtype for t in graph.tensors() if t.kind is not TensorKind.STATIC}

@@ -9,40 +9,40 @@ import hashlib
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import npukit
 from npukit import files, log
-from npukit.analysis import DEFAULT_SEED, text
-from npukit.errors import NpukitError, UsageError
+from npukit.analysis import text
+from npukit.errors import UsageError
+from npukit.quantization.metrics import accuracy_target, metric
+from npukit.quantization.search import Found, Point, Unit, search
 from npukit.verbs import options as o
-from npukit.verbs.convert import ConvertOptions, input_specs, limit, replacing
+from npukit.verbs.convert import input_specs, limit, replacing
 from npukit.verbs.isolate import isolated
 from npukit.verbs.options import arg, opt, verb
 
 if TYPE_CHECKING:
     from npukit.analysis.dataset import Dataset
     from npukit.analysis.verify import Verification
-    from npukit.artifacts.stamp import IoTensor, Stamp
-    from npukit.qnn.graph import Array, Graph
-    from npukit.quantization.assign import Assigned, Legal, Plan
-    from npukit.quantization.calibrated import Scheme
-    from npukit.quantization.calibration import Calibration
-    from npukit.quantization.overrides import EncodingsReport, Matched
-    from npukit.quantization.source import Source
+    from npukit.artifacts.stamp import Stamp
+    from npukit.qnn.graph import Array
+    from npukit.quantization.overrides import EncodingsReport
 
 logger = logging.getLogger(__name__)
 
 METHODS = ("min-max", "percentile", "mse", "sqnr", "entropy", "tf", "enhanced", "adjusted", "symmetric")
 _SAVE_SECONDS = 20.0  # between two states on disk from which an interrupted calibration goes on
 _CHECKED = 8  # calibration samples that the result is compared on
+_SEARCHED = 32  # those that a search judges its plans by
 # The HTP emulator takes 0.3 s for a GFLOP of W8A8 and 1.7 s of W8A16 (shared/reference/README.md): above this many
 # GFLOP for all samples the simulation is asked instead, and named.
 _EMULATOR_GFLOP = {"int8": 60.0, "int16": 12.0}
 _DEFAULT_TARGET = "htp-v73"
+_JOB = "npukit.verbs.quantize_job"
 
 
 @dataclass(frozen=True)
@@ -84,6 +84,15 @@ class QuantizeOptions:
         False, "What --encodings does not name stays float, without calibration.", "--float-fallback"
     )
     allow_unhonoured: bool = opt(False, "Encodings that cannot be honoured are no error.", "--allow-unhonoured")
+    save_encodings: Path | None = opt(
+        None, "Write the encodings that were chosen (.json: QNN overrides; else AIMET 2.0.0).", parse=Path,
+        metavar="FILE", hidden=True,
+    )  # fmt: skip
+    accuracy_target: tuple[str, float] | None = opt(
+        None, "Promote the least that it takes: cosine, sqnr, top1, top5 or module:function >= VALUE.",
+        parse=accuracy_target, metavar="METRIC>=VALUE",
+    )  # fmt: skip
+    search_budget: int = opt(40, "Plans that a search may try.", hidden=True)
     float_ops: tuple[str, ...] = opt(
         (), "An op or node to leave in float; repeatable.", "--float-op", many=True, parse=o.strings, metavar="NAME"
     )
@@ -176,6 +185,7 @@ class QuantizeResult:
         quantized: what the quantization came to.
         verification: the verification, None where it was left out.
         skipped: why it was left out.
+        search: the plans that were tried to reach an accuracy target.
     """
 
     path: Path
@@ -184,10 +194,12 @@ class QuantizeResult:
     skipped: str = ""
     size: int = 0
     targets: tuple[str, ...] = field(default=())
+    search: Found | None = None
 
     @property
     def exit_code(self) -> int:
-        return 0 if self.verification is None else self.verification.exit_code
+        missed = self.search is not None and not self.search.reached
+        return 1 if missed or (self.verification is not None and self.verification.exit_code) else 0
 
     def to_json(self) -> dict[str, Any]:
         """As one JSON-ready object."""
@@ -210,6 +222,7 @@ class QuantizeResult:
             "verified": q.stamp.verified,
             "verification": None if self.verification is None else self.verification.to_json(),
             "skipped": self.skipped,
+            "search": None if self.search is None else self.search.to_json(),
         }
 
     def to_text(self) -> str:
@@ -221,6 +234,7 @@ class QuantizeResult:
             f"for {', '.join(self.targets)}"
         ]
         lines += [f"runs in {precision}: {kind} {name}: {why}" for name, kind, precision, why in q.refused]
+        lines += [self.search.to_text()] if self.search is not None else []
         lines += [q.encodings.to_text()] if q.encodings is not None else []
         lines += [f"note: {note}" for note in q.notes]
         lines += [self.verification.to_text()] if self.verification is not None else []
@@ -255,28 +269,58 @@ def quantize(options: QuantizeOptions) -> QuantizeResult:
     output = options.output or options.model.with_suffix(".quantized.dlc")
     sent = replace(options, calibration=None, preprocessing=None)
     with isolated(in_process=options.in_process, timeout=options.timeout) as call:
-        ports: list[Port] = call("npukit.verbs.quantize:_prepare", sent)
+        ports: list[Port] = call(f"{_JOB}:prepare", sent)
         data = None if options.float_fallback else _dataset(options, ports)
         with replacing(output) as temp:
-            checked = [] if data is None else _calibrate(call, data, output, options)
+            kept = [] if data is None else _calibrate(call, data, output, options)
             warnings = [] if data is None else list(data.warnings)
-            quantized: Quantized = call("npukit.verbs.quantize:_write", sent, temp, warnings)
+            found = _search(call, sent, kept)
+            levels = {} if found is None else found.best.levels
+            quantized: Quantized = call(f"{_JOB}:write", sent, temp, warnings, levels)
             backend, skipped = _how_to_verify(options, quantized)
             if skipped:
-                return QuantizeResult(output, quantized, None, skipped, temp.stat().st_size, targets)
-            outcome = call("npukit.verbs.quantize:_verify", sent, temp, backend, output.name, checked)
-            place = output if outcome.passed else output.with_name(f"{output.name}.rejected")
-            stamp = replace(quantized.stamp, verified="yes" if outcome.passed else "failed")
+                return QuantizeResult(output, quantized, None, skipped, temp.stat().st_size, targets, found)
+            checked = kept[:: max(len(kept) // _CHECKED, 1)][:_CHECKED]
+            outcome = call(f"{_JOB}:verify", sent, temp, backend, output.name, checked)
+            good = outcome.passed and (found is None or found.reached)
+            place = output if good else output.with_name(f"{output.name}.rejected")
+            stamp = replace(quantized.stamp, verified="yes" if good else "failed")
             call("npukit.artifacts.restamp:restamp", temp, stamp)
             size = temp.stat().st_size
-            if not outcome.passed:
+            if not good:
                 with files.atomic_write(place) as other:
                     os.replace(temp, other)
     if options.report is not None:
         from npukit.analysis import report
 
         report.write([outcome], options.report)
-    return QuantizeResult(place, replace(quantized, stamp=stamp), outcome, "", size, targets)
+    return QuantizeResult(place, replace(quantized, stamp=stamp), outcome, "", size, targets, found)
+
+
+def _search(call: Callable[..., Any], options: QuantizeOptions, samples: list[dict[str, Array]]) -> Found | None:
+    """What to promote for the accuracy target; None without one. The metric runs here, as it may be the user's."""
+    wanted = options.accuracy_target
+    if wanted is None and options.min_cosine is not None:
+        wanted = "cosine", options.min_cosine
+    if wanted is None:
+        return None
+    if not samples:
+        raise UsageError("a search needs calibration data", where="--accuracy-target", hint="give --calibration")
+    judge, least = metric(wanted[0]), wanted[1]
+    references = call(f"{_JOB}:references", samples)
+    units: list[Unit] = call(f"{_JOB}:units", options, samples)
+    ladders = {unit.name: unit.ladder for unit in units}
+    tried = 0
+
+    def evaluate(levels: dict[str, int]) -> Point:
+        nonlocal tried
+        tried += 1
+        log.report(f"searching, plan {tried}", 0.7)
+        chosen = {name: ladders[name][level] for name, level in levels.items()}
+        results, traffic, size = call(f"{_JOB}:attempt", options, chosen, samples)
+        return Point(chosen, float(judge(results, references)), traffic, size)
+
+    return search(units, evaluate, least, options.search_budget)
 
 
 def _dataset(options: QuantizeOptions, ports: Sequence[Port]) -> Dataset:
@@ -296,10 +340,11 @@ def _calibrate(
     state = output.with_name(f"{output.name}.calibration")
     key = hashlib.sha256(f"{npukit.__version__}:{data.sha256}".encode()).hexdigest()
     total = len(data)
-    start = call("npukit.verbs.quantize:_restore", state, key) if options.resume and state.exists() else 0
+    start = call(f"{_JOB}:restore", state, key) if options.resume and state.exists() else 0
     if start:
         logger.info("going on after %d of %d calibration samples", start, total)
-    wanted = {round(i * (total - 1) / max(min(_CHECKED, total) - 1, 1)) for i in range(min(_CHECKED, total))}
+    keep = min(total, _CHECKED if options.accuracy_target is None and options.min_cosine is None else _SEARCHED)
+    wanted = {round(i * (total - 1) / max(keep - 1, 1)) for i in range(keep)}
     kept: list[dict[str, Array]] = []
     saved = time.monotonic()
     for index, sample in enumerate(data):
@@ -308,9 +353,9 @@ def _calibrate(
         if index < start:
             continue
         log.report(f"calibrating, sample {index + 1} of {total}", 0.1 + 0.6 * index / max(total, 1))
-        call("npukit.verbs.quantize:_observe", sample)
+        call(f"{_JOB}:observe", sample)
         if time.monotonic() - saved > _SAVE_SECONDS:
-            call("npukit.verbs.quantize:_save", state, key)
+            call(f"{_JOB}:save", state, key)
             saved = time.monotonic()
     with contextlib.suppress(OSError):
         state.unlink(missing_ok=True)
@@ -331,338 +376,3 @@ def _how_to_verify(options: QuantizeOptions, quantized: Quantized) -> tuple[str,
     if quantized.precisions.get("float", 0):
         affordable /= 10  # a GFLOP in float16 costs as much as ten in integers
     return ("qnn-htp" if quantized.gflop * _CHECKED <= affordable else "ort"), ""
-
-
-# ---------------------------------------------------------------- in the worker
-
-
-@dataclass
-class _State:
-    """What the calls of one quantization share in the worker.
-
-    Attributes:
-        graph: the float graph.
-        legal: what the targets take.
-        stamp: all of the stamp that is known before.
-        contract: the stamp's inputs and outputs for a quantized graph.
-        digest: SHA-256 of the source.
-        calibration: what was observed.
-        matched: the encodings that were given, and the tensors they are for.
-        notes: of the front end.
-        stack: the validation libraries.
-    """
-
-    graph: Graph
-    legal: Legal
-    stamp: Stamp
-    contract: Callable[[Graph], tuple[tuple[IoTensor, ...], tuple[IoTensor, ...]]]
-    digest: Callable[[], str]
-    calibration: Calibration
-    matched: Matched
-    notes: tuple[str, ...]
-    stack: contextlib.ExitStack
-
-
-_state: _State | None = None
-
-
-def _current() -> _State:
-    assert _state is not None
-    return _state
-
-
-def _prepare(options: QuantizeOptions) -> list[Port]:
-    """Lower or read the model; gives the inputs that calibration data must have."""
-    global _state
-    from npukit.quantization.assign import Legal
-    from npukit.quantization.calibration import Calibration
-    from npukit.quantization.roles import weight_axis
-    from npukit.runtime.session import file_kind
-    from npukit.targets import resolve
-    from npukit.verbs.convert import validator
-
-    stack = contextlib.ExitStack()
-    legal = Legal({target.name: validator(target, stack) for target in resolve(options.target)})
-    read = _from_dlc if file_kind(options.model) == "dlc" else _from_source
-    graph, stamp, contract, digest, notes, source = read(options, legal)
-    matched = _matched(options, graph, stamp.names, source)
-    log.report("preparing the calibration", 0.08)
-    weighted = [op.inputs[0] for op in graph.ops if weight_axis(op) is not None]
-    channels = {id(tensor): tensor for tensor in weighted if tensor is not None and tensor.dtype.is_float}
-    calibration = Calibration(graph, channels=list(channels.values()), threads=options.threads)
-    _state = _State(graph, legal, stamp, contract, digest, calibration, matched, notes, stack)
-    return [
-        Port(held.source, held.shape, _NUMPY.get(held.dtype, held.dtype))
-        for tensor in graph.inputs
-        if (held := tensor.held) is not None
-    ]
-
-
-_NUMPY = {"float": "float32", "double": "float64"}
-
-
-def _source(options: QuantizeOptions) -> ConvertOptions:
-    """How the source is read, as `convert` reads it."""
-    names = ("model", "target", "input_shapes", "symbols", "batch", "inputs", "outputs", "io_layout")
-    return ConvertOptions(**{name: getattr(options, name) for name in names})
-
-
-def _from_source(options: QuantizeOptions, legal: Legal) -> Any:
-    """The graph of a source model, in the forms that suit integers."""
-    from npukit.artifacts.stamp import Stamp
-    from npukit.qnn.api import libraries
-    from npukit.quantization.source import read_source
-    from npukit.targets import resolve
-    from npukit.verbs.convert import contract_inputs, contract_outputs, lower_source
-
-    targets = resolve(options.target)
-    source = read_source(options.model) if options.encodings is not None else None  # lowering consumes the model
-    normalized, lowered, notes = lower_source(_source(options), targets, legal.validators(), integers=True)
-    library = libraries.find("ir")
-    stamp = Stamp(
-        npukit_version=npukit.__version__,
-        qairt_build=library.build_id,
-        core_api_version=".".join(map(str, library.core_version)),
-        needs_qairt=".".join(library.build_id.lstrip("v").split(".")[:2]),
-        source_name=options.model.name,
-        targets=tuple(target.name for target in targets),
-        options=o.echo(options),
-        names={source: name for source, name in lowered.names.items() if source != name},
-    )
-
-    def contract(graph: Graph) -> tuple[tuple[IoTensor, ...], tuple[IoTensor, ...]]:
-        made = replace(lowered, graph=graph)
-        order = [value.name or "" for value in normalized.model.graph.inputs]
-        return contract_inputs(made, order), contract_outputs(made, normalized.model)
-
-    return lowered.graph, stamp, contract, lambda: normalized.source_sha256, tuple(notes), source
-
-
-def _from_dlc(options: QuantizeOptions, legal: Legal) -> Any:
-    """The graph of a float DLC, whoever made it."""
-    from npukit.artifacts import dlc
-    from npukit.artifacts.stamp import native_stamp
-    from npukit.qnn.graph import Held
-    from npukit.runtime.qnn import pick_graph
-    from npukit.verbs.convert import io_tensor
-
-    del legal
-    model, stamp = dlc.read(options.model)
-    graph = pick_graph(model, None, str(options.model))
-    coded = [tensor.name for tensor in graph.tensors() if tensor.dtype.is_quantized]
-    if coded:
-        raise UsageError(
-            f"it is quantized already: {len(coded)} tensors have encodings, {coded[0]!r} first",
-            where=str(options.model),
-            hint="quantize the float model it was made from",
-        )
-    stamp = stamp or native_stamp(model)
-    known = {io.tensor: io for io in (*stamp.inputs, *stamp.outputs)}
-    for tensor in (*graph.inputs, *graph.outputs):
-        io = known[tensor.name]
-        tensor.held = Held(io.name, io.dtype, io.shape, io.perm)
-
-    def contract(graph: Graph) -> tuple[tuple[IoTensor, ...], tuple[IoTensor, ...]]:
-        return tuple(map(io_tensor, graph.inputs)), tuple(map(io_tensor, graph.outputs))
-
-    made = replace(stamp, npukit_version=npukit.__version__, targets=options.target, options=o.echo(options))
-    return graph, made, contract, lambda: stamp.source_sha256 or files.sha256_file(options.model), (), None
-
-
-def _matched(options: QuantizeOptions, graph: Graph, names: dict[str, str], source: Source | None) -> Matched:
-    """The encodings that were given and the tensors they are for; an error where one cannot be honoured."""
-    from npukit.quantization.encodings_file import read
-    from npukit.quantization.entry import EncodingsError
-    from npukit.quantization.overrides import Matched, match
-    from npukit.quantization.source import with_axes
-
-    if options.encodings is None:
-        return Matched(())
-    entries = read(options.encodings).entries
-    matched = match(with_axes(entries, source) if source is not None else entries, graph, names, source)
-    faults = matched.faults(options.encodings.name)
-    if faults and not options.allow_unhonoured:
-        raise EncodingsError(
-            "encodings cannot be honoured", where=str(options.encodings), faults=faults,
-            hint="mend the file, or leave them out with --allow-unhonoured",
-        )  # fmt: skip
-    return matched
-
-
-def _observe(sample: dict[str, Array]) -> None:
-    _current().calibration.update(sample)
-
-
-def _save(path: Path, key: str) -> None:
-    import numpy as np
-
-    state = _current().calibration.state()
-    with files.atomic_write(path) as temp, open(temp, "wb") as file:
-        np.savez(file, allow_pickle=False, key=np.array(_key(key)), **state)
-
-
-def _restore(path: Path, key: str) -> int:
-    """Samples that an earlier run of the same model, data and options has seen; 0 where it is another's."""
-    import numpy as np
-
-    with contextlib.suppress(NpukitError, ValueError, KeyError, OSError):
-        arrays = files.read_npz(path)
-        if str(arrays.pop("key")) == _key(key):
-            _current().calibration.restore({name: np.asarray(value) for name, value in arrays.items()})
-    return _current().calibration.samples
-
-
-def _key(data: str) -> str:
-    state = _current()
-    options = sorted((k, repr(v)) for k, v in state.stamp.options.items())
-    return hashlib.sha256(f"{state.digest()}:{options}:{data}".encode()).hexdigest()
-
-
-def _scheme(options: QuantizeOptions) -> Scheme:
-    from npukit.quantization.calibrated import Scheme
-
-    return Scheme(
-        activation_method=options.activation_method,
-        weight_method=options.weight_method,
-        percentile=options.percentile,
-        symmetric_activations=options.symmetric_activations,
-        importance=options.importance,
-        bias_correction=options.bias_correction,
-        steps=options.restrict_quantization_steps,
-    )
-
-
-def _plan(options: QuantizeOptions, graph: Graph) -> Plan:
-    from npukit.errors import nearest
-    from npukit.quantization.assign import FLOAT, Plan
-
-    by_source: dict[str, list[str]] = {}
-    for op in graph.ops:
-        for name in {op.name, *op.origin}:
-            by_source.setdefault(name, []).append(op.name)
-    for name in options.float_ops:
-        if name not in by_source:
-            raise UsageError(f"there is no op {name!r}", where="--float-op", hint=nearest(name, by_source))
-    forced = _current().matched.forced
-    readers = {id(t): op.name for op in graph.ops for t in op.inputs if t is not None and t.data is not None}
-    floats = {op for name in options.float_ops for op in by_source[name]}
-    floats |= {readers[id(t)] for t, entry in forced.items() if t.data is not None and entry.dtype == "float"}
-    computed = {t.name: entry for t, entry in forced.items() if t.data is None}
-    return Plan(
-        activations=FLOAT if options.float_fallback else int(options.activations),
-        weights=int(options.weights),
-        per_channel=options.per_channel,
-        per_row=options.per_row,
-        tensors={name: FLOAT if entry.dtype == "float" else entry.bitwidth for name, entry in computed.items()},
-        ops={readers[id(t)]: entry.bitwidth for t, entry in forced.items() if t.data is not None},
-        floats=frozenset(floats),
-        float_io=options.float_io,
-    )
-
-
-def _write(options: QuantizeOptions, path: Path, warnings: list[str]) -> Quantized:
-    """Assign encodings and write the DLC."""
-    from npukit.analysis import cost
-    from npukit.artifacts import dlc
-    from npukit.qnn.graph import Model
-    from npukit.quantization.assign import assign
-    from npukit.quantization.calibrated import Calibrated
-    from npukit.quantization.roles import Groups
-
-    state = _current()
-    log.report("choosing encodings", 0.7)
-    forced = state.matched.forced
-    groups = Groups(state.graph, forced)
-    encodings = Calibrated(state.calibration, groups, _scheme(options), forced)
-    assigned = assign(state.graph, _plan(options, state.graph), encodings, state.legal, groups)
-    log.report("writing", 0.8)
-    graph = assigned.graph
-    precision = cost.precision(graph)
-    inputs, outputs = state.contract(graph)
-    stamp = replace(
-        state.stamp, inputs=inputs, outputs=outputs, options={**state.stamp.options, "precision": precision},
-        source_sha256=state.digest(),
-    )  # fmt: skip
-    dlc.write(Model({graph.name: graph}), path, lambda: stamp)
-    found = None
-    if options.encodings is not None:
-        found, stamp = _honoured(options, path, stamp)
-    ops: dict[str, int] = {}
-    for op in graph.ops:
-        ops[op.type] = ops.get(op.type, 0) + 1
-    return Quantized(
-        stamp,
-        dict(sorted(ops.items(), key=lambda item: (-item[1], item[0]))),
-        _counts(assigned),
-        tuple(_refused(state.graph, assigned)),
-        weight_bytes=graph.static_bytes(),
-        float_bytes=state.graph.static_bytes(),
-        gflop=cost.flops(state.graph) / 1e9,
-        precision=precision,
-        samples=state.calibration.samples,
-        encodings=found,
-        notes=(*state.notes, *warnings),
-    )
-
-
-def _honoured(options: QuantizeOptions, path: Path, stamp: Stamp) -> tuple[EncodingsReport, Stamp]:
-    """What the written file holds of the encodings that were given; its counts go into the stamp."""
-    from npukit.artifacts import dlc
-    from npukit.artifacts.restamp import restamp
-    from npukit.quantization.entry import EncodingsError
-    from npukit.quantization.overrides import report
-    from npukit.runtime.qnn import pick_graph
-
-    assert options.encodings is not None
-    written = pick_graph(dlc.read(path)[0], None, str(path))
-    found = report(_current().matched, written, options.encodings.name)
-    if found.faults and not options.allow_unhonoured:
-        raise EncodingsError(
-            "the artifact does not hold the encodings that were given", where=str(options.encodings),
-            faults=list(found.faults), hint="accept this with --allow-unhonoured",
-        )  # fmt: skip
-    stamp = replace(stamp, options={**stamp.options, "encodings": found.counts})
-    restamp(path, stamp)
-    return found, stamp
-
-
-def _counts(assigned: Assigned) -> dict[str, int]:
-    found: dict[str, int] = {}
-    for precision in sorted(assigned.precisions.values(), reverse=True):
-        name = _PRECISIONS[precision]
-        found[name] = found.get(name, 0) + 1
-    return found
-
-
-_PRECISIONS = {0: "float", 8: "8 bits", 16: "16 bits"}
-
-
-def _refused(graph: Graph, assigned: Assigned) -> Iterator[tuple[str, str, str, str]]:
-    types = {op.name: op.type for op in graph.ops}
-    for name, why in assigned.refused.items():
-        yield name, types[name], _PRECISIONS[assigned.precisions[name]], why
-
-
-def _verify(
-    options: QuantizeOptions, path: Path, backend: str, name: str, samples: list[dict[str, Array]]
-) -> Verification:
-    """Verify the file at `path`, which will be called `name`, against the float model on calibration samples."""
-    from npukit.analysis.samples import Samples
-    from npukit.verbs.convert import cut_source
-    from npukit.verbs.verify import VerifyOptions, verify_here
-
-    log.report(f"verifying on {backend}", 0.85)
-    with contextlib.ExitStack() as stack:
-        chosen = VerifyOptions(
-            model=path,
-            against=cut_source(_source(options), _current().stamp, stack),
-            backend=backend,
-            target=options.target[0] if backend == "qnn-htp" else None,
-            seed=DEFAULT_SEED,
-            min_sqnr=options.min_sqnr,
-            max_error=options.max_error,
-            min_cosine=options.min_cosine,
-            threads=options.threads,
-        )
-        outcome, _ = verify_here(chosen, Samples("calibration", samples) if samples else None)
-    return replace(outcome, model=name, reference=options.model.name)

@@ -1,0 +1,401 @@
+# SPDX-FileCopyrightText: npukit contributors
+# SPDX-License-Identifier: Apache-2.0
+"""What `npukit quantize` does in the worker process: its calls share the state of one quantization."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+import npukit
+from npukit import files, log
+from npukit.analysis import DEFAULT_SEED, cost
+from npukit.analysis.samples import Samples
+from npukit.artifacts import dlc
+from npukit.artifacts.restamp import restamp
+from npukit.artifacts.stamp import IoTensor, Stamp, native_stamp
+from npukit.errors import NpukitError, UsageError, nearest
+from npukit.qnn.api import libraries
+from npukit.qnn.graph import Array, Graph, Held, Model
+from npukit.quantization import encodings_file
+from npukit.quantization.assign import FLOAT, Assigned, Legal, Plan, assign
+from npukit.quantization.calibrated import Calibrated, Scheme
+from npukit.quantization.calibration import Calibration
+from npukit.quantization.encodings_tools import entries_of
+from npukit.quantization.entry import EncodingsError
+from npukit.quantization.overrides import EncodingsReport, Matched, match, report
+from npukit.quantization.roles import Groups, weight_axis
+from npukit.quantization.search import Unit
+from npukit.quantization.sensitivity import find_units
+from npukit.quantization.simulation import Simulation, native_feeds, real_outputs
+from npukit.quantization.source import Source, read_source, with_axes
+from npukit.runtime.qnn import pick_graph
+from npukit.runtime.session import file_kind
+from npukit.targets import resolve
+from npukit.verbs import options as o
+from npukit.verbs.convert import (
+    ConvertOptions,
+    contract_inputs,
+    contract_outputs,
+    cut_source,
+    io_tensor,
+    lower_source,
+    validator,
+)
+from npukit.verbs.quantize import Port, Quantized, QuantizeOptions
+from npukit.verbs.verify import VerifyOptions, verify_here
+
+if TYPE_CHECKING:
+    from npukit.analysis.verify import Verification
+
+
+@dataclass
+class _State:
+    """What the calls of one quantization share in the worker.
+
+    Attributes:
+        graph: the float graph.
+        legal: what the targets take.
+        stamp: all of the stamp that is known before.
+        contract: the stamp's inputs and outputs for a quantized graph.
+        digest: SHA-256 of the source.
+        calibration: what was observed.
+        matched: the encodings that were given, and the tensors they are for.
+        groups: tensors that share an encoding.
+        encodings: made once the calibration is done; keeps the weights it has quantized.
+        notes: of the front end.
+        stack: the validation libraries.
+    """
+
+    graph: Graph
+    legal: Legal
+    stamp: Stamp
+    contract: Callable[[Graph], tuple[tuple[IoTensor, ...], tuple[IoTensor, ...]]]
+    digest: Callable[[], str]
+    calibration: Calibration
+    matched: Matched
+    groups: Groups
+    notes: tuple[str, ...]
+    stack: contextlib.ExitStack
+    encodings: Calibrated | None = None
+
+
+_state: _State | None = None
+
+
+def _current() -> _State:
+    assert _state is not None
+    return _state
+
+
+def prepare(options: QuantizeOptions) -> list[Port]:
+    """Lower or read the model; gives the inputs that calibration data must have."""
+    global _state
+
+    stack = contextlib.ExitStack()
+    legal = Legal({target.name: validator(target, stack) for target in resolve(options.target)})
+    read = _from_dlc if file_kind(options.model) == "dlc" else _from_source
+    graph, stamp, contract, digest, notes, source = read(options, legal)
+    matched = _matched(options, graph, stamp.names, source)
+    log.report("preparing the calibration", 0.08)
+    weighted = [op.inputs[0] for op in graph.ops if weight_axis(op) is not None]
+    channels = {id(tensor): tensor for tensor in weighted if tensor is not None and tensor.dtype.is_float}
+    calibration = Calibration(graph, channels=list(channels.values()), threads=options.threads)
+    _state = _State(
+        graph, legal, stamp, contract, digest, calibration, matched, Groups(graph, matched.forced), notes, stack
+    )
+    return [
+        Port(held.source, held.shape, _NUMPY.get(held.dtype, held.dtype))
+        for tensor in graph.inputs
+        if (held := tensor.held) is not None
+    ]
+
+
+_NUMPY = {"float": "float32", "double": "float64"}
+
+
+def _source(options: QuantizeOptions) -> ConvertOptions:
+    """How the source is read, as `convert` reads it."""
+    names = ("model", "target", "input_shapes", "symbols", "batch", "inputs", "outputs", "io_layout")
+    return ConvertOptions(**{name: getattr(options, name) for name in names})
+
+
+def _from_source(options: QuantizeOptions, legal: Legal) -> Any:
+    """The graph of a source model, in the forms that suit integers."""
+    targets = resolve(options.target)
+    source = read_source(options.model) if options.encodings is not None else None  # lowering consumes the model
+    normalized, lowered, notes = lower_source(_source(options), targets, legal.validators(), integers=True)
+    library = libraries.find("ir")
+    stamp = Stamp(
+        npukit_version=npukit.__version__,
+        qairt_build=library.build_id,
+        core_api_version=".".join(map(str, library.core_version)),
+        needs_qairt=".".join(library.build_id.lstrip("v").split(".")[:2]),
+        source_name=options.model.name,
+        targets=tuple(target.name for target in targets),
+        options=o.echo(options),
+        names={source: name for source, name in lowered.names.items() if source != name},
+    )
+
+    def contract(graph: Graph) -> tuple[tuple[IoTensor, ...], tuple[IoTensor, ...]]:
+        made = replace(lowered, graph=graph)
+        order = [value.name or "" for value in normalized.model.graph.inputs]
+        return contract_inputs(made, order), contract_outputs(made, normalized.model)
+
+    return lowered.graph, stamp, contract, lambda: normalized.source_sha256, tuple(notes), source
+
+
+def _from_dlc(options: QuantizeOptions, legal: Legal) -> Any:
+    """The graph of a float DLC, whoever made it."""
+    del legal
+    model, stamp = dlc.read(options.model)
+    graph = pick_graph(model, None, str(options.model))
+    coded = [tensor.name for tensor in graph.tensors() if tensor.dtype.is_quantized]
+    if coded:
+        raise UsageError(
+            f"it is quantized already: {len(coded)} tensors have encodings, {coded[0]!r} first",
+            where=str(options.model),
+            hint="quantize the float model it was made from",
+        )
+    stamp = stamp or native_stamp(model)
+    known = {io.tensor: io for io in (*stamp.inputs, *stamp.outputs)}
+    for tensor in (*graph.inputs, *graph.outputs):
+        io = known[tensor.name]
+        tensor.held = Held(io.name, io.dtype, io.shape, io.perm)
+
+    def contract(graph: Graph) -> tuple[tuple[IoTensor, ...], tuple[IoTensor, ...]]:
+        return tuple(map(io_tensor, graph.inputs)), tuple(map(io_tensor, graph.outputs))
+
+    made = replace(stamp, npukit_version=npukit.__version__, targets=options.target, options=o.echo(options))
+    return graph, made, contract, lambda: stamp.source_sha256 or files.sha256_file(options.model), (), None
+
+
+def _matched(options: QuantizeOptions, graph: Graph, names: dict[str, str], source: Source | None) -> Matched:
+    """The encodings that were given and the tensors they are for; an error where one cannot be honoured."""
+    if options.encodings is None:
+        return Matched(())
+    entries = encodings_file.read(options.encodings).entries
+    matched = match(with_axes(entries, source) if source is not None else entries, graph, names, source)
+    faults = matched.faults(options.encodings.name)
+    if faults and not options.allow_unhonoured:
+        raise EncodingsError(
+            "encodings cannot be honoured", where=str(options.encodings), faults=faults,
+            hint="mend the file, or leave them out with --allow-unhonoured",
+        )  # fmt: skip
+    return matched
+
+
+def observe(sample: dict[str, Array]) -> None:
+    """Take in one calibration sample: arrays by source name."""
+    _current().calibration.update(sample)
+
+
+def save(path: Path, key: str) -> None:
+    """Write what was observed so far, under a key that says of what."""
+    state = _current().calibration.state()
+    with files.atomic_write(path) as temp, open(temp, "wb") as file:
+        np.savez(file, allow_pickle=False, key=np.array(_key(key)), **state)
+
+
+def restore(path: Path, key: str) -> int:
+    """Samples that an earlier run of the same model, data and options has seen; 0 where it is another's."""
+    with contextlib.suppress(NpukitError, ValueError, KeyError, OSError):
+        arrays = files.read_npz(path)
+        if str(arrays.pop("key")) == _key(key):
+            _current().calibration.restore({name: np.asarray(value) for name, value in arrays.items()})
+    return _current().calibration.samples
+
+
+def _key(data: str) -> str:
+    state = _current()
+    options = sorted((k, repr(v)) for k, v in state.stamp.options.items())
+    return hashlib.sha256(f"{state.digest()}:{options}:{data}".encode()).hexdigest()
+
+
+def _scheme(options: QuantizeOptions) -> Scheme:
+
+    return Scheme(
+        activation_method=options.activation_method,
+        weight_method=options.weight_method,
+        percentile=options.percentile,
+        symmetric_activations=options.symmetric_activations,
+        importance=options.importance,
+        bias_correction=options.bias_correction,
+        steps=options.restrict_quantization_steps,
+    )
+
+
+def _encodings(options: QuantizeOptions) -> Calibrated:
+    state = _current()
+    if state.encodings is None:
+        state.encodings = Calibrated(state.calibration, state.groups, _scheme(options), state.matched.forced)
+    return state.encodings
+
+
+def _plan(options: QuantizeOptions, levels: Mapping[str, int]) -> Plan:
+    """The plan of the options and the encodings given; `levels`: tensors and weights that a search promoted."""
+    graph, forced = _current().graph, _current().matched.forced
+    by_source: dict[str, list[str]] = {}
+    for op in graph.ops:
+        for name in {op.name, *op.origin}:
+            by_source.setdefault(name, []).append(op.name)
+    for name in options.float_ops:
+        if name not in by_source:
+            raise UsageError(f"there is no op {name!r}", where="--float-op", hint=nearest(name, by_source))
+    readers = {id(t): op.name for op in graph.ops for t in op.inputs if t is not None and t.data is not None}
+    floats = {op for name in options.float_ops for op in by_source[name]}
+    floats |= {readers[id(t)] for t, entry in forced.items() if t.data is not None and entry.dtype == "float"}
+    plan = Plan(
+        activations=FLOAT if options.float_fallback else int(options.activations),
+        weights=int(options.weights),
+        per_channel=options.per_channel,
+        per_row=options.per_row,
+        floats=frozenset(floats),
+        float_io=options.float_io,
+    )
+    for tensor, entry in forced.items():
+        if tensor.data is None:
+            plan.tensors[tensor.name] = FLOAT if entry.dtype == "float" else entry.bitwidth
+        else:
+            plan.ops[readers[id(tensor)]] = entry.bitwidth
+    known = {op.name for op in graph.ops}
+    for name, precision in levels.items():
+        kind, _, name = name.partition(" ")
+        (plan.ops if kind == "weight" and name in known else plan.tensors)[name] = precision
+    return plan
+
+
+def _assigned(options: QuantizeOptions, levels: Mapping[str, int]) -> Assigned:
+    state = _current()
+    return assign(state.graph, _plan(options, levels), _encodings(options), state.legal, state.groups)
+
+
+# -- search
+
+
+def references(samples: list[dict[str, Array]]) -> list[dict[str, Array]]:
+    """The float graph's outputs, by source name, for samples."""
+    graph = _current().graph
+    simulation = Simulation(graph, "float")
+    return [real_outputs(graph, simulation.run(native_feeds(graph, sample, "float"))) for sample in samples]
+
+
+def attempt(
+    options: QuantizeOptions, levels: Mapping[str, int], samples: list[dict[str, Array]]
+) -> tuple[list[dict[str, Array]], int, int]:
+    """Outputs of the quantized graph in simulation, estimated traffic and size of the constants in bytes."""
+    graph = _assigned(options, levels).graph
+    simulation = Simulation(graph, "qdq", threads=options.threads)
+    results = [real_outputs(graph, simulation.run(native_feeds(graph, sample, "qdq"))) for sample in samples]
+    return results, cost.traffic(graph), graph.static_bytes()
+
+
+def units(options: QuantizeOptions, samples: list[dict[str, Array]]) -> list[Unit]:
+    """What a search may promote, with the noise that each adds, measured on `samples` in one pass."""
+    state = _current()
+    return find_units(
+        state.graph, state.groups, _encodings(options), _assigned(options, {}), _plan(options, {}), samples
+    )
+
+
+# -- the artifact
+
+
+def write(options: QuantizeOptions, path: Path, warnings: list[str], levels: Mapping[str, int]) -> Quantized:
+    """Assign encodings and write the DLC."""
+    state = _current()
+    log.report("choosing encodings", 0.7)
+    assigned = _assigned(options, levels)
+    log.report("writing", 0.8)
+    graph = assigned.graph
+    precision = cost.precision(graph)
+    inputs, outputs = state.contract(graph)
+    stamp = replace(
+        state.stamp,
+        inputs=inputs,
+        outputs=outputs,
+        options={**state.stamp.options, "precision": precision},
+        source_sha256=state.digest(),
+    )
+    dlc.write(Model({graph.name: graph}), path, lambda: stamp)
+    found = None
+    if options.encodings is not None:
+        found, stamp = _honoured(options, path, stamp)
+    if options.save_encodings is not None:
+        version = "2.0.0" if options.save_encodings.suffix != ".json" else "qnn"
+        encodings_file.write(options.save_encodings, entries_of(path).entries, version)
+    ops: dict[str, int] = {}
+    for op in graph.ops:
+        ops[op.type] = ops.get(op.type, 0) + 1
+    return Quantized(
+        stamp,
+        dict(sorted(ops.items(), key=lambda item: (-item[1], item[0]))),
+        _counts(assigned),
+        tuple(_refused(state.graph, assigned)),
+        weight_bytes=graph.static_bytes(),
+        float_bytes=state.graph.static_bytes(),
+        gflop=cost.flops(state.graph) / 1e9,
+        precision=precision,
+        samples=state.calibration.samples,
+        encodings=found,
+        notes=(*state.notes, *warnings),
+    )
+
+
+def _honoured(options: QuantizeOptions, path: Path, stamp: Stamp) -> tuple[EncodingsReport, Stamp]:
+    """What the written file holds of the encodings that were given; its counts go into the stamp."""
+    assert options.encodings is not None
+    written = pick_graph(dlc.read(path)[0], None, str(path))
+    found = report(_current().matched, written, options.encodings.name)
+    if found.faults and not options.allow_unhonoured:
+        raise EncodingsError(
+            "the artifact does not hold the encodings that were given", where=str(options.encodings),
+            faults=list(found.faults), hint="accept this with --allow-unhonoured",
+        )  # fmt: skip
+    stamp = replace(stamp, options={**stamp.options, "encodings": found.counts})
+    restamp(path, stamp)
+    return found, stamp
+
+
+def _counts(assigned: Assigned) -> dict[str, int]:
+    found: dict[str, int] = {}
+    for precision in sorted(assigned.precisions.values(), reverse=True):
+        name = _PRECISIONS[precision]
+        found[name] = found.get(name, 0) + 1
+    return found
+
+
+_PRECISIONS = {0: "float", 8: "8 bits", 16: "16 bits"}
+
+
+def _refused(graph: Graph, assigned: Assigned) -> Iterator[tuple[str, str, str, str]]:
+    types = {op.name: op.type for op in graph.ops}
+    for name, why in assigned.refused.items():
+        yield name, types[name], _PRECISIONS[assigned.precisions[name]], why
+
+
+def verify(
+    options: QuantizeOptions, path: Path, backend: str, name: str, samples: list[dict[str, Array]]
+) -> Verification:
+    """Verify the file at `path`, which will be called `name`, against the float model on calibration samples."""
+    log.report(f"verifying on {backend}", 0.85)
+    with contextlib.ExitStack() as stack:
+        chosen = VerifyOptions(
+            model=path,
+            against=cut_source(_source(options), _current().stamp, stack),
+            backend=backend,
+            target=options.target[0] if backend == "qnn-htp" else None,
+            seed=DEFAULT_SEED,
+            min_sqnr=options.min_sqnr,
+            max_error=options.max_error,
+            min_cosine=options.min_cosine,
+            threads=options.threads,
+        )
+        outcome, _ = verify_here(chosen, Samples("calibration", samples) if samples else None)
+    return replace(outcome, model=name, reference=options.model.name)
