@@ -24,7 +24,7 @@ help:
 	@echo "make test         check + native tests + conformance + demo + documented commands (what CI runs)"
 	@echo "make test-all     also the slow tests and the conformance variants with constant inputs (hours)"
 	@echo "make lint         ruff, mypy, import-linter"
-	@echo "make conformance  the ONNX backend tests over all three paths; writes docs/op-coverage.md"
+	@echo "make conformance  the ONNX backend tests over all paths; writes docs/op-coverage.md"
 	@echo "make networks     eight real networks at full size on both backends; writes docs/results/networks.md"
 	@echo "make bench        cost against bare C calls and ONNX Runtime's QNN provider"
 	@echo "make soak         10,000 runs, 1,000 sessions, 4 threads: nothing grows, nothing is mixed up"
@@ -58,16 +58,16 @@ test: lint
 	$(BIN)/python -m pytest -n $(JOBS) -m "not slow"
 	NPUKIT_DATA_DIR=$(NEWER) $(BIN)/npukit libs add 2.7.0 --quiet
 	NPUKIT_DATA_DIR=$(NEWER) $(BIN)/python -m pytest -n $(JOBS) -q $(BINDING_TESTS)
-	$(BIN)/python -m conformance run --path cpu,htp,raise --variant a --aux --jobs $(JOBS) --out $(CONFORMANCE_OUT)
+	$(BIN)/python -m conformance run --path cpu,htp,raise,dlc --variant a --aux --jobs $(JOBS) --out $(CONFORMANCE_OUT)
 	$(BIN)/python -m conformance compare $(CONFORMANCE_OUT)
 
 test-all: test
 	$(BIN)/python -m pytest -n $(JOBS) -m slow
-	$(BIN)/python -m conformance run --path cpu,htp,raise --variant a,b,c --aux --jobs $(JOBS) --out $(CONFORMANCE_OUT)
+	$(BIN)/python -m conformance run --path cpu,htp,raise,dlc --variant a,b,c --aux --jobs $(JOBS) --out $(CONFORMANCE_OUT)
 	$(BIN)/python -m conformance compare $(CONFORMANCE_OUT) --variant a,b,c
 
 conformance: $(READY)
-	$(BIN)/python -m conformance run --path cpu,htp,raise --variant a,b,c --aux --jobs $(JOBS) --out $(CONFORMANCE_OUT)
+	$(BIN)/python -m conformance run --path cpu,htp,raise,dlc --variant a,b,c --aux --jobs $(JOBS) --out $(CONFORMANCE_OUT)
 	$(BIN)/python -m conformance run --light --timeout 900 --jobs 1 --out $(CONFORMANCE_OUT)
 	$(BIN)/python -m conformance report $(CONFORMANCE_OUT) --markdown docs/op-coverage.md
 

@@ -24,7 +24,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m conformance", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     run = commands.add_parser("run", help="run cases and keep the results")
-    run.add_argument("--path", default=",".join(PATHS), help="comma list of cpu, htp, raise")
+    run.add_argument("--path", default=",".join(PATHS), help="comma list of cpu, htp, raise, dlc")
     run.add_argument("--variant", default="a", help="comma list of a, b, c, tried in order until one passes")
     run.add_argument("--filter", default="", help="regular expression on the case's name")
     run.add_argument("--failed", action="store_true", help="only what did not pass in the results at --out")

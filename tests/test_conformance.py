@@ -193,6 +193,41 @@ def test_a_lost_case_is_found_and_nothing_is_taken_off_the_list(
     assert report.passed_list() == {"node/test_abs": "aaa", "node/test_add": "a--"}
 
 
+def test_the_path_through_a_dlc_must_pass_what_qnn_cpu_passes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(report, "PASSED", tmp_path / "passed.json")
+    report.PASSED.write_text(json.dumps({"node/test_abs": "a--", "node/test_add": "--a"}))
+    results = report.Results(tmp_path)
+    for path in execute.PATHS:
+        for name in ("node/test_abs", "node/test_add"):
+            results.add({"case": name, "path": path, "status": "pass", "variant": "a"})
+    assert report.lost(results, ["a"]) == []
+    results.add({"case": "node/test_abs", "path": execute.DLC, "status": "fail", "reason": "wrong", "variant": "a"})
+    (fault,) = report.lost(results, ["a"])
+    assert "node/test_abs dlc: wrong" in fault
+
+
+@pytest.mark.native
+def test_a_case_through_a_dlc_keeps_its_ends() -> None:
+    x, y = _floats("x", "y")
+    nodes = [helper.make_node("Gelu", ["y"], ["g"]), helper.make_node("Sub", ["g", "x"], ["d"])]
+    outputs = _floats("d", "g")
+    opset = [helper.make_opsetid("", 20)]
+    model = helper.make_model(helper.make_graph(nodes, "g", [x, y], outputs), ir_version=9, opset_imports=opset)
+    inputs = {"x": np.ones(2, np.float32), "y": np.array([1, -1], np.float32)}
+    case = cases.Case("t", model, ((inputs, ()),))
+    read = execute._through_a_dlc(execute._lower(case, execute.DLC).graph)
+    assert [t.held.source for t in read.inputs if t.held] == ["x", "y"]
+    assert [t.held.source for t in read.outputs if t.held] == ["d", "g"]
+    with execute._executor(execute.DLC, read) as run:
+        d, g = run(inputs)
+    np.testing.assert_allclose(g, [0.8413447, -0.1586553], atol=1e-6)
+    np.testing.assert_allclose(d, g - 1, atol=1e-6)
+
+
+def _floats(*names: str) -> list[onnx.ValueInfoProto]:
+    return [helper.make_tensor_value_info(name, TensorProto.FLOAT, [2]) for name in names]
+
+
 def test_the_page_names_each_failure(tmp_path: Path) -> None:
     results = report.Results(tmp_path)
     record = {"case": "node/test_add", "path": "cpu", "source_ops": ["Add"], "variant": "a"}
