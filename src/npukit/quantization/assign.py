@@ -27,6 +27,7 @@ from npukit.quantization.roles import (
     data_inputs,
     is_real,
     role,
+    table,
     weight_axis,
 )
 
@@ -55,6 +56,9 @@ class Encodings(Protocol):
 
     def weight(self, op: Op, axis: int | None, bits: int) -> tuple[Array, Encoding]:
         """Codes and encoding of input 1 of `op`; `axis` None: per tensor."""
+
+    def reach(self, constant: Tensor, bits: int) -> ranges.Range:
+        """The values of a constant operand that matter in `bits`."""
 
     def asked(self, constant: Tensor) -> tuple[DType, Encoding] | None:
         """The encoding that the user gave a constant, None without."""
@@ -156,6 +160,11 @@ class Dummies:
         encoding = Encoding((0.01,) * count, (0,) * count, axis=axis, bitwidth=4 if bits == 4 else 0)
         return np.broadcast_to(np.int8(0), source.shape), encoding
 
+    def reach(self, constant: Tensor, bits: int) -> ranges.Range:
+        """Some range."""
+        del constant, bits
+        return ranges.Range(-1.0, 1.0)
+
     def asked(self, constant: Tensor) -> None:
         """Nothing was asked for."""
 
@@ -241,7 +250,7 @@ class _Assignment:
         reals = [*inputs, *(t for t in op.outputs if is_real(t))]
         if not reals:
             return None, op
-        if inputs and op.type not in FLOAT_ONLY and op.name not in self._plan.floats:
+        if (inputs or table(op) is not None) and op.type not in FLOAT_ONLY and op.name not in self._plan.floats:
             wanted = finest([self._planned[self._groups.key(tensor)] for tensor in reals])
             for precision in (8, 16):
                 if _ORDER[precision] < _ORDER[wanted]:
@@ -261,6 +270,8 @@ class _Assignment:
             real = tensor is not None and is_real(tensor)
             if tensor is None or not real:
                 inputs.append(tensor)
+            elif tensor is table(op):
+                inputs.append(self._table(tensor, op.outputs[0], bits))
             elif kind is Role.DATA and tensor.kind is TensorKind.STATIC:
                 inputs.append(self._constant(tensor, bits))
             elif kind is Role.DATA:
@@ -380,11 +391,19 @@ class _Assignment:
         if key not in self._made:
             asked = self._encodings.asked(tensor)
             if asked is None:
-                values = np.asarray(tensor.data, np.float32)
-                reach = ranges.Range(float(values.min(initial=0.0)), float(values.max(initial=0.0)))
-                encoding = ranges.encoding(reach, min(bits, 16), symmetric=symmetric, signed=signed)
+                width = min(bits, 16)
+                reach = self._encodings.reach(tensor, width)
+                encoding = ranges.encoding(reach, width, symmetric=symmetric, signed=signed)
                 asked = (DType.SFIXED_POINT_32 if bits == 32 else ACTIVATION[bits]), encoding
             self._made[key] = self._coded(tensor, *asked)
+        return self._made[key]
+
+    def _table(self, source: Tensor, moved: Tensor, bits: int) -> Tensor:
+        """A constant that an op moves elements of: in the encoding of what it makes."""
+        encoding = self._encodings.activation(moved, bits)
+        key = (id(source), ("table", bits, encoding))
+        if key not in self._made:
+            self._made[key] = self._coded(source, ACTIVATION[bits], encoding)
         return self._made[key]
 
     def _plain(self, tensor: Tensor) -> Tensor:

@@ -10,12 +10,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from npukit.errors import InputError
-from npukit.qnn.graph import Array, DType, Encoding, Op, Tensor
+from npukit.qnn.graph import Array, DType, Encoding, Op, Tensor, TensorKind
 from npukit.quantization import ranges
 from npukit.quantization.assign import ACTIVATION
 from npukit.quantization.calibration import Calibration
 from npukit.quantization.entry import Entry
-from npukit.quantization.observers import observed_range
+from npukit.quantization.masking import lowest_seen
+from npukit.quantization.observers import Observer, observed_range
 from npukit.quantization.ranges import Range
 from npukit.quantization.roles import Groups
 from npukit.quantization.weights import quantize_weights
@@ -37,6 +38,7 @@ class Scheme:
         symmetric_activations: zero in the middle of every activation's codes.
         importance: the error of a weight counts as much as the mean square of what it multiplies.
         bias_correction: biases make up for the mean error of the weights (arXiv 1906.04721, section 4.2).
+        mask_rule: ranges end where Softmax sees nothing more (`npukit.quantization.masking`).
         steps: lowest and highest code of symmetric encodings (--restrict-quantization-steps).
     """
 
@@ -46,6 +48,7 @@ class Scheme:
     symmetric_activations: bool = False
     importance: bool = True
     bias_correction: bool = True
+    mask_rule: bool = True
     steps: tuple[int, int] | None = None
 
 
@@ -64,6 +67,8 @@ class Calibrated:
     ) -> None:
         self._seen, self._groups, self.scheme = calibration, groups, scheme
         self._forced = forced or {}
+        self._tables: dict[str, Observer] = {}
+        self._masks: dict[int, dict[str, float]] = {}
         self._ranges: dict[tuple[int, int], Encoding] = {}
         self._weights: dict[tuple[int, int | None, int], tuple[Array, Encoding]] = {}
 
@@ -75,7 +80,7 @@ class Calibrated:
         return self._ranges[key]
 
     def _forced_encoding(self, tensor: Tensor, bits: int) -> Encoding | None:
-        for member in self._groups.of(tensor):
+        for member in (*self._groups.of(tensor), *self._groups.tables(tensor)):
             entry = self._forced.get(member)
             if entry is not None and entry.scales and entry.bitwidth == bits:
                 return entry.encoding(ACTIVATION[bits])
@@ -85,17 +90,43 @@ class Calibrated:
         scheme = self.scheme
         cuts = scheme.activation_method == "percentile"
         method = scheme.activation_method if bits == 8 or cuts else "min-max"
+        symmetric = scheme.symmetric_activations or self._groups.centred(tensor, bits)
         found: Range | None = None
-        for member in self._groups.deciding(tensor):
-            observer = self._seen.observers[member.name]
+        # Elements of a constant may be others than calibration met: all of it counts.
+        for member in self._groups.tables(tensor) or self._groups.deciding(tensor):
+            observer = self._observer(member)
             if not observer.count:
                 raise InputError(f"tensor {member.name!r} was never observed", hint="give at least one sample")
-            own = observed_range(
-                observer, method, bits, symmetric=scheme.symmetric_activations, percentile=scheme.percentile
-            )
+            lowest = self._lowest(bits).get(member.name)
+            if lowest is None:
+                own = observed_range(observer, method, bits, symmetric=symmetric, percentile=scheme.percentile)
+            else:
+                own = Range(lowest, max(observer.high, 0.0))
             found = own if found is None else found.merge(own)
         assert found is not None
-        return ranges.encoding(found, bits, symmetric=scheme.symmetric_activations)
+        return ranges.encoding(found, bits, symmetric=symmetric)
+
+    def _observer(self, tensor: Tensor) -> Observer:
+        if tensor.kind is not TensorKind.STATIC:
+            return self._seen.observers[tensor.name]
+        if tensor.name not in self._tables:
+            self._tables[tensor.name] = Observer()
+            self._tables[tensor.name].update(np.asarray(tensor.data))
+        return self._tables[tensor.name]
+
+    def _lowest(self, bits: int) -> dict[str, float]:
+        """Below what a tensor's values do not matter, where Softmax alone sees them."""
+        if not self.scheme.mask_rule:
+            return {}
+        if bits not in self._masks:
+            self._masks[bits] = lowest_seen(self._seen.graph, self._seen, bits)
+        return self._masks[bits]
+
+    def reach(self, constant: Tensor, bits: int) -> Range:
+        """The values of a constant operand that matter in `bits`."""
+        values = np.asarray(constant.data, np.float32)
+        low, high = float(values.min(initial=0.0)), float(values.max(initial=0.0))
+        return Range(max(low, self._lowest(bits).get(constant.name, low)), high)
 
     def asked(self, constant: Tensor) -> tuple[DType, Encoding] | None:
         """The encoding that the user gave a constant; signed codes where zero is in their middle."""

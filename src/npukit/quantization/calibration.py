@@ -12,6 +12,7 @@ import numpy as np
 
 from npukit.errors import InputError
 from npukit.qnn.graph import Array, Graph, Tensor
+from npukit.quantization.masking import Peaks, softmax_inputs
 from npukit.quantization.observers import ChannelObserver, Observer
 from npukit.quantization.roles import activations
 from npukit.quantization.simulation import Simulation, native_feeds
@@ -30,16 +31,19 @@ class Calibration:
         threads: of ONNX Runtime.
 
     Attributes:
+        graph: as given.
         samples: how many were taken in.
+        peaks: the least of the rows' largest values of each input of a Softmax.
     """
 
     def __init__(
         self, graph: Graph, *, channels: Sequence[Tensor] = (), bins: int = 2048, threads: int | None = None
     ) -> None:
-        self._graph = graph
+        self.graph = graph
         self._tensors = activations(graph)
         self.observers = {tensor.name: Observer(bins) for tensor in self._tensors}
         self.channels = {tensor.name: ChannelObserver(tensor.shape[-1]) for tensor in channels}
+        self.peaks = {name: Peaks(axis) for name, axis in softmax_inputs(graph).items()}
         self.samples = 0
         inputs = {tensor.name for tensor in graph.inputs}
         inner = [tensor for tensor in self._tensors if tensor.name not in inputs]
@@ -52,7 +56,7 @@ class Calibration:
         Raises:
             InputError: NaN or infinity in a tensor; the first in the order of the graph is named.
         """
-        feeds = native_feeds(self._graph, sample, "float")
+        feeds = native_feeds(self.graph, sample, "float")
         inputs = {name: array for name, array in feeds.items() if name in self.observers}
         with ThreadPoolExecutor(_THREADS) as pool:
             list(pool.map(self._observe, inputs.items()))
@@ -74,10 +78,13 @@ class Calibration:
         self.observers[name].update(array)
         if name in self.channels:
             self.channels[name].update(array)
+        if name in self.peaks:
+            self.peaks[name].update(array)
 
     def state(self) -> dict[str, Array]:
         """Everything seen so far, for `restore`."""
         found: dict[str, Array] = {"samples": np.array(self.samples)}
+        found["peaks"] = np.array([(peaks.least, peaks.greatest) for peaks in self.peaks.values()])
         kinds: tuple[tuple[str, Mapping[str, Any]], ...] = (("o", self.observers), ("c", self.channels))
         for prefix, table in kinds:
             for index, observer in enumerate(table.values()):
@@ -91,6 +98,8 @@ class Calibration:
             owner, _, part = key.partition("/")
             grouped.setdefault(owner, {})[part] = value
         self.samples = int(state["samples"])
+        for peaks, (least, greatest) in zip(self.peaks.values(), state["peaks"], strict=True):
+            peaks.least, peaks.greatest = float(least), float(greatest)
         self.observers = {name: Observer.from_arrays(grouped[f"o{index}"]) for index, name in enumerate(self.observers)}
         self.channels = {
             name: ChannelObserver.from_arrays(grouped[f"c{index}"]) for index, name in enumerate(self.channels)

@@ -47,6 +47,8 @@ MOVES = frozenset(
 )
 # Several data inputs that are put together: those that go nowhere else are made in the result's encoding.
 _JOINS = frozenset(("Concat", "Pack"))
+# Inputs that HTP takes in 16 bits only with offset -32768 (its validation says so, and refuses others).
+_CENTRED_16 = frozenset((("MatMul", 1),))
 _CLAMPS = frozenset(("Relu", "Relu1", "Relu6", "ReluMinMax"))
 _CLAMPING_NEURONS = (4, 5)  # RELU and RELU_MIN_MAX of ElementWiseNeuron's `operation`
 
@@ -70,6 +72,12 @@ def role(op: Op, index: int) -> Role:
     if op.type in _NORMS and index in (1, 2) and tensor is not None and tensor.kind is TensorKind.STATIC:
         return Role.GAMMA if index == 1 else Role.BETA
     return Role.DATA
+
+
+def table(op: Op) -> Tensor | None:
+    """The constant of real numbers that `op` moves elements of, as an embedding does, else None."""
+    source = op.inputs[0] if op.type in MOVES and op.inputs else None
+    return source if source is not None and source.kind is TensorKind.STATIC and is_real(source) else None
 
 
 def data_inputs(op: Op) -> Iterator[tuple[int, Tensor]]:
@@ -114,11 +122,15 @@ class Groups:
         for op in graph.ops:
             for tensor in {id(t): t for t in op.inputs if t is not None}.values():
                 users[id(tensor)] = users.get(id(tensor), 0) + 1
+        tables: list[tuple[Tensor, Tensor]] = []
+        centred: list[Tensor] = []
         outside = {id(t) for t in (*graph.inputs, *graph.outputs)}
         for tensor in activations(graph):
             self._parent[id(tensor)] = id(tensor)
             self._tensors[id(tensor)] = tensor
         for op in graph.ops:
+            tables += [(op.outputs[0], source)] if (source := table(op)) is not None else []
+            centred += [t for i, t in data_inputs(op) if (op.type, i) in _CENTRED_16]
             joined = op.type in _JOINS or is_clamp(op)
             if op.type not in MOVES and not joined:
                 continue
@@ -133,6 +145,10 @@ class Groups:
         self._members: dict[int, list[Tensor]] = {}
         for key, tensor in self._tensors.items():
             self._members.setdefault(self._find(key), []).append(tensor)
+        self._tables: dict[int, list[Tensor]] = {}
+        for tensor, source in tables:
+            self._tables.setdefault(self._find(id(tensor)), []).append(source)
+        self._centred = {self._find(id(tensor)) for tensor in centred}
 
     def _find(self, key: int) -> int:
         while self._parent[key] != key:
@@ -151,6 +167,14 @@ class Groups:
     def key(self, tensor: Tensor) -> int:
         """What all tensors of a group have in common."""
         return self._find(id(tensor))
+
+    def tables(self, tensor: Tensor) -> list[Tensor]:
+        """Constants whose elements the group's tensors are."""
+        return self._tables.get(self._find(id(tensor)), [])
+
+    def centred(self, tensor: Tensor, bits: int) -> bool:
+        """Whether an op takes the group in `bits` only with zero in the middle of the codes."""
+        return bits == 16 and self._find(id(tensor)) in self._centred
 
     def deciding(self, tensor: Tensor) -> list[Tensor]:
         """Those of the group whose ranges count: a clamp's input does not, its output does."""
