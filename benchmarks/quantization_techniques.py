@@ -1,0 +1,283 @@
+# SPDX-FileCopyrightText: npukit contributors
+# SPDX-License-Identifier: Apache-2.0
+"""What each technique of quantization brings: `python -m benchmarks.quantization_techniques`.
+
+Each row adds one technique to those above it. Figures are the SQNR in dB of the simulated quantized graph's outputs
+against the float graph's, on samples that calibration has not seen.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from networks.catalogue import NETWORKS, build, samples
+from npukit.frontends.onnx import LoadOptions, load
+from npukit.lowering import LowerOptions, lower
+from npukit.qnn.graph import Array, Encoding, Graph, Op
+from npukit.quantization.assign import Legal, Plan, assign
+from npukit.quantization.calibrated import Calibrated, Scheme
+from npukit.quantization.calibration import Calibration
+from npukit.quantization.equalize import absorb_bias, absorbing, copied, equalize
+from npukit.quantization.roles import Groups, weight_axis
+from npukit.quantization.rounding import Moments, round_weights
+from npukit.quantization.simulation import Simulation, native_feeds, real_outputs
+from npukit.quantization.smooth import smooth, smoothing
+from npukit.quantization.spans import spans
+from npukit.quantization.weights import weight_dtype
+from npukit.targets import resolve
+from npukit.verbs.convert import validator
+
+TARGET = "sm8650"
+DIGITS = Path(__file__).parents[1] / "examples" / "digits"
+WIDTHS = ((8, 8), (4, 8), (8, 16))  # weights, activations
+Sample = Mapping[str, Array]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A row of the table: what is done to the graph, and how encodings are chosen."""
+
+    name: str
+    scheme: Scheme
+    equalized: bool = False
+    smoothed: bool = False
+    rounded: bool = False
+
+
+_PLAIN = Scheme("min-max", "min-max", importance=False, bias_correction=False)
+_MSE = replace(_PLAIN, activation_method="mse", weight_method="mse")
+_BIAS = Scheme()
+RECIPES = (
+    Recipe("min-max", _PLAIN),
+    Recipe("+ mse", _MSE),
+    Recipe("+ importance", replace(_MSE, importance=True)),
+    Recipe("+ bias correction", _BIAS),
+    Recipe("+ equalization", _BIAS, equalized=True),
+    Recipe("+ smoothing", _BIAS, equalized=True, smoothed=True),
+    Recipe("+ rounding", _BIAS, equalized=True, smoothed=True, rounded=True),
+)
+
+
+@dataclass
+class Case:
+    """A network under test."""
+
+    title: str
+    graph: Graph
+    legal: Legal
+    calibration: list[Sample]
+    held_out: list[Sample]
+
+
+class Rounded(Calibrated):
+    """Encodings with weights rounded by second moments."""
+
+    moments: Moments | None = None
+
+    def weight(self, op: Op, axis: int | None, bits: int) -> tuple[Array, Encoding]:
+        """Codes and encoding of the weight of `op`."""
+        found, encoding = super().weight(op, axis, bits)
+        moments = None if self.moments is None else self.moments.by_op.get(op.name)
+        if moments is None:
+            return found, encoding
+        source = op.inputs[1]
+        assert source is not None
+        assert source.data is not None
+        centred = self.scheme.bias_correction and len(op.inputs) > 2 and op.inputs[2] is not None
+        dtype = weight_dtype(bits)
+        return round_weights(op, np.asarray(source.data), encoding, moments, centred=centred, dtype=dtype), encoding
+
+
+# ---------------------------------------------------------------- networks
+
+
+def unequalized(graph: Graph, seed: int = 5) -> None:
+    """Spread the channels between layers over two decades; clamps become Relu, so that nothing else changes."""
+    random = np.random.default_rng(seed)
+    for span in spans(graph, clamps=True):
+        for op in span.between:
+            if op.type in ("ReluMinMax", "Relu6"):
+                op.type, op.params = "Relu", {}
+        if all(weight_axis(port.op) is not None for port in span.makers):
+            span.divide(10 ** random.uniform(-1, 1, span.count))
+
+
+def with_outliers(graph: Graph, seed: int = 5, times: float = 40.0) -> None:
+    """Make three channels of what norms give `times` as large, as large transformers have them."""
+    random = np.random.default_rng(seed)
+    for span in spans(graph):
+        if all(weight_axis(port.op) is None for port in span.makers):
+            factors = np.ones(span.count)
+            factors[random.choice(span.count, 3, replace=False)] = 1 / times
+            span.divide(factors)
+
+
+def _network(
+    name: str, title: str, change: Callable[[Graph], None] | None, counts: tuple[int, int]
+) -> Callable[[Path, contextlib.ExitStack], Case]:
+    def make(folder: Path, stack: contextlib.ExitStack) -> Case:
+        network = NETWORKS[name]
+        path = folder / f"{name}.onnx"
+        if not path.exists():
+            build(network, "small", path)
+        symbols = dict(network.variant("small").symbols)
+        graph, legal = _lowered(path, LoadOptions(symbols=symbols, batch=1), stack)
+        if change is not None:
+            change(graph)
+        data = samples(network, "small", sum(counts))
+        return Case(title, graph, legal, data[: counts[0]], data[counts[0] :])
+
+    return make
+
+
+def _digits(folder: Path, stack: contextlib.ExitStack) -> Case:
+    del folder
+    graph, legal = _lowered(DIGITS / "digits.onnx", LoadOptions(), stack)
+    held = graph.inputs[0].held
+    assert held is not None
+    with np.load(DIGITS / "digits.npz") as data:
+        found = [[{held.source: (x[None, None] / 16).astype(np.float32)} for x in data[key]] for key in _DIGITS_KEYS]
+    return Case("digits CNN", graph, legal, found[0][:128], found[1][:256])
+
+
+_DIGITS_KEYS = ("calibration", "images")
+
+
+def _lowered(path: Path, options: LoadOptions, stack: contextlib.ExitStack) -> tuple[Graph, Legal]:
+    targets = resolve((TARGET,))
+    legal = Legal({target.name: validator(target, stack) for target in targets})
+    normalized = load(path, options)
+    return lower(normalized.model, targets, LowerOptions(integers=True), legal.validators()).graph, legal
+
+
+CASES: dict[str, Callable[[Path, contextlib.ExitStack], Case]] = {
+    "digits": _digits,
+    "mobilenet_v2": _network("mobilenet_v2", "MobileNetV2", None, (48, 16)),
+    "mobilenet_v2_uneven": _network("mobilenet_v2", "MobileNetV2, uneven channels", unequalized, (48, 16)),
+    "resnet50": _network("resnet50", "ResNet-50", None, (32, 12)),
+    "vit_b16": _network("vit_b16", "ViT", None, (64, 24)),
+    "bert_base_outliers": _network("bert_base", "BERT, outliers", with_outliers, (64, 24)),
+    "llama_block": _network("llama_block", "Llama block", None, (64, 24)),
+}
+
+
+# ---------------------------------------------------------------- measuring
+
+
+def measure(case: Case, recipe: Recipe, widths: Sequence[tuple[int, int]] = WIDTHS) -> list[float]:
+    """SQNR in dB for each of `widths` (weights, activations)."""
+    reference = _outputs(case.graph, case.held_out, "float")
+    found = []
+    changed: dict[object, tuple[Graph, Calibrated]] = {}
+    for weights, activations in widths:
+        key = (weights, activations) if recipe.smoothed else None
+        if key not in changed:
+            changed[key] = _calibrated(case, recipe, weights, activations)
+        graph, encodings = changed[key]
+        plan = Plan(activations=activations, weights=weights)
+        assigned = assign(graph, plan, encodings, case.legal, Groups(graph))
+        found.append(_sqnr(reference, _outputs(assigned.graph, case.held_out, "qdq")))
+    return found
+
+
+def _calibrated(case: Case, recipe: Recipe, weights: int, activations: int) -> tuple[Graph, Calibrated]:
+    graph = copied(case.graph)
+    if recipe.equalized:
+        equalize(graph)
+        absorb_bias(graph, _calibration(graph, case.calibration[:16], [t.name for t in absorbing(graph)]).channels)
+    if recipe.smoothed:
+        seen = _calibration(graph, case.calibration[:16], [t.name for t in smoothing(graph)])
+        smooth(graph, seen.channels, weights=weights, activations=activations)
+    names = [op.inputs[0].name for op in graph.ops if weight_axis(op) is not None and op.inputs[0] is not None]
+    encodings = Rounded(_calibration(graph, case.calibration, names), Groups(graph), recipe.scheme)
+    if recipe.rounded:
+        encodings.moments = moments = Moments(graph)
+        simulation = Simulation(graph, "float", fetch=list(moments.tensors.values()))
+        for sample in case.calibration:
+            feeds = native_feeds(graph, sample, "float")
+            for name, array in {**feeds, **simulation.run(feeds)}.items():
+                moments.update(name, array)
+    return graph, encodings
+
+
+def _calibration(graph: Graph, data: Sequence[Sample], names: Sequence[str]) -> Calibration:
+    wanted = set(names)
+    seen = Calibration(graph, channels=[t for t in graph.tensors() if t.name in wanted and t.dtype.is_float])
+    for sample in data:
+        seen.update(sample)
+    return seen
+
+
+def _outputs(graph: Graph, data: Sequence[Sample], kind: str) -> list[dict[str, Array]]:
+    quantized = "qdq" if kind == "qdq" else "float"
+    simulation = Simulation(graph, quantized)
+    return [real_outputs(graph, simulation.run(native_feeds(graph, x, quantized))) for x in data]
+
+
+def _sqnr(reference: Sequence[Mapping[str, Array]], found: Sequence[Mapping[str, Array]]) -> float:
+    """Of the worst output, over all samples."""
+    worst = np.inf
+    for name in reference[0]:
+        a, b = (np.stack([one[name].astype(np.float64) for one in runs]) for runs in (reference, found))
+        worst = min(worst, 10 * np.log10((a**2).sum() / max(((a - b) ** 2).sum(), 1e-30)))
+    return float(worst)
+
+
+PAGE = """# What each technique of quantization brings
+
+SQNR in dB of the outputs (the higher the better, 6 dB halve the error) of the simulated quantized graph against the
+float graph, on samples that calibration has not seen. Each row adds one technique to those above it; weights have a
+scale for each output channel. Networks are those of `networks/`, size small, with random weights but for the digits
+CNN, which is trained. *Uneven channels*: the channels between layers are spread over two decades, clamps are Relu.
+*Outliers*: three channels of what each norm gives are 40 times as large.
+
+- **mse**: ranges of activations and scales of weights of least squared error instead of the largest magnitude
+- **importance**: the error of a weight counts as much as the mean square of what it multiplies
+- **bias correction**: biases take up the mean error of the weights (arXiv 1906.04721)
+- **equalization**: channels between layers are scaled to even ranges of weights, high biases absorbed (same paper)
+- **smoothing**: channels of activations are evened out at the weights' expense, where an estimate says that it
+  helps (arXiv 2211.10438)
+- **rounding**: weights are rounded so that the error of the output is least (GPTQ, arXiv 2210.17323)
+
+{table}
+
+Target {target}. Written by `python -m benchmarks.quantization_techniques --markdown FILE` in {seconds:.0f} s.
+"""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Measure and print the table."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.quantization_techniques", description=__doc__)
+    parser.add_argument("--networks", nargs="*", choices=CASES, default=list(CASES), metavar="NAME", help="[all]")
+    parser.add_argument("--folder", type=Path, help="keep the models here")
+    parser.add_argument("--markdown", type=Path, help="write the table to this file")
+    options = parser.parse_args(arguments)
+    start = time.monotonic()
+    heads = [f"W{weights}A{activations}" for weights, activations in WIDTHS]
+    lines = [["network", "technique", *heads], ["---", "---", *("---:" for _ in heads)]]
+    with tempfile.TemporaryDirectory() as temporary, contextlib.ExitStack() as stack:
+        folder = options.folder or Path(temporary)
+        for name in options.networks:
+            case = CASES[name](folder, stack)
+            for recipe in RECIPES:
+                row = [case.title, recipe.name, *(f"{value:.1f}" for value in measure(case, recipe))]
+                lines.append(row)
+                sys.stdout.write("  ".join(row) + f"  ({time.monotonic() - start:.0f} s)\n")
+                sys.stdout.flush()
+    table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    if options.markdown is not None:
+        options.markdown.write_text(PAGE.format(table=table, target=TARGET, seconds=time.monotonic() - start))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
