@@ -1,0 +1,42 @@
+# SPDX-FileCopyrightText: npukit contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Single quantized ops: the simulation against the HTP emulator, held to the bounds of the capability table."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from benchmarks import simulation_run
+from npukit.qnn.graph import DType, Encoding, Graph, Op, Param, Tensor, TensorKind
+from npukit.quantization.simulation import as_computed
+
+
+def _norm(kind: str) -> Graph:
+    x = Tensor("x", DType.UFIXED_POINT_8, (2, 4), TensorKind.APP_WRITE, Encoding.per_tensor(0.05, -128))
+    y = Tensor("y", DType.UFIXED_POINT_8, (2, 4), TensorKind.APP_READ, Encoding.per_tensor(0.1, -128))
+    static = TensorKind.STATIC
+    gamma = Tensor("g", DType.UFIXED_POINT_8, (4,), static, Encoding.per_tensor(0.01), np.full(4, 100, np.uint8))
+    values = np.array([14, 16, -26, 0], np.int32)
+    beta = Tensor("b", DType.SFIXED_POINT_32, (4,), static, Encoding.per_tensor(0.01), values)
+    params = {"axes": Param(DType.UINT_32, np.array([1], np.uint32)), "epsilon": Param(DType.FLOAT_32, 1e-5)}
+    return Graph("g", [x], [y], [Op("norm", kind, [x, gamma, beta], [y], params)])
+
+
+@pytest.mark.parametrize(
+    ("kind", "added"), [("LayerNorm", [0.1, 0.2, -0.3, 0]), ("RmsNorm", [0.095, 0.115, -0.305, -0.045])]
+)
+def test_norms_add_what_htp_adds(kind: str, added: list[float]) -> None:
+    graph = _norm(kind)
+    beta = as_computed(graph).ops[0].inputs[2]
+    assert beta is not None
+    np.testing.assert_allclose(beta.data, added, atol=1e-6)
+    assert graph.ops[0].inputs[2].name == "b", "the graph itself stays as it is"
+
+
+@pytest.mark.native
+@pytest.mark.parametrize("label", ["LayerNorm", "RmsNorm", "RmsNorm of four axes"])
+def test_norms_keep_as_much_as_on_the_emulator(label: str) -> None:
+    result = simulation_run.compare(label, 8, 8, 73)
+    assert result["same"] > 0.9
+    assert abs(result["sqnr"] - result["emulator_sqnr"]) < 0.4
