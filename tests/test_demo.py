@@ -32,6 +32,8 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, dict
         ("source ort", 0.97, 1.0, 999),
         ("float DLC qnn-cpu", 0.97, 1.0, 60),
         ("float DLC, float16 qnn-htp", 0.97, 0.99, 40),
+        ("quantized DLC, W8A8, simulated ort", 0.975, 0.98, 25),
+        ("quantized DLC, W8A8 qnn-htp", 0.975, 0.98, 25),
         ("QDQ source ort", 0.96, 0.98, 20),
         ("context binary for sm8650 qnn-htp", 0.96, 0.98, 20),
     ],
@@ -49,7 +51,7 @@ def test_each_stage_keeps_its_accuracy(
 def test_the_demo_leaves_artifacts_and_a_report(demo: tuple[Path, dict[str, dict[str, float]]]) -> None:
     folder = demo[0]
     names = {path.name for path in folder.iterdir()}
-    assert {"digits.dlc", "digits_qdq.dlc", "digits_qdq.sm8650.bin", "report.html", "demo.json"} <= names
+    assert {"digits.dlc", "digits_w8a8.dlc", "digits_qdq.dlc", "digits_qdq.sm8650.bin", "report.html", "demo.json"} <= names
     report = (folder / "report.html").read_text()
     assert "scores" in report
     assert "http://" not in report.replace("http://www.w3.org", "")

@@ -27,6 +27,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     npukit.convert(folder / "digits.onnx", output=folder / "digits.dlc", verify=False)
     with np.load(folder / "digits.npz") as data:
         np.save(folder / "image.npy", data["images"][:1, None].astype(np.float32) / 16)
+        np.save(folder / "calibration.npy", data["calibration"][:, None].astype(np.float32) / 16)
     return folder
 
 

@@ -3,6 +3,7 @@
 """The demo: a trained network goes to Qualcomm artifacts, runs there, and is compared with its source.
 
     digits.onnx     -> float DLC     -> QNN CPU, HTP emulator in float16
+    digits.onnx     -> quantized after training (W8A8) -> DLC -> HTP emulator
     digits_qdq.onnx -> quantized DLC -> HTP context binary for SM8650 -> HTP emulator
 
 `make demo`, or `python examples/digits/demo.py --output FOLDER`. Prints one table and leaves the artifacts, a JSON of
@@ -57,12 +58,16 @@ def main() -> int:
     start = time.monotonic()
     with np.load(HERE / "digits.npz") as data:
         images = (data["images"][:, None, None] / 16).astype(np.float32)
+        calibration = (data["calibration"][:, None, None] / 16).astype(np.float32)
         labels = data["labels"]
 
     source, quantized = HERE / "digits.onnx", HERE / "digits_qdq.onnx"
     dlc, qdq_dlc, binary = folder / "digits.dlc", folder / "digits_qdq.dlc", folder / f"digits_qdq.{TARGET}.bin"
+    ptq_dlc = folder / "digits_w8a8.dlc"
     _say(f"convert {source.name} -> {dlc.name}")
     npukit.convert(source, output=dlc)
+    _say(f"quantize {source.name} with {len(calibration)} images -> {ptq_dlc.name}")
+    npukit.quantize(source, calibration=calibration, output=ptq_dlc, target=(TARGET,))
     _say(f"convert {quantized.name} -> {qdq_dlc.name}")
     npukit.convert(quantized, output=qdq_dlc, target=(TARGET,))
     _say(f"compile {qdq_dlc.name} -> {binary.name}")
@@ -74,6 +79,8 @@ def main() -> int:
         ("source", source, "ort"),
         ("float DLC", dlc, "qnn-cpu"),
         ("float DLC, float16", dlc, "qnn-htp"),
+        ("quantized DLC, W8A8, simulated", ptq_dlc, "ort"),
+        ("quantized DLC, W8A8", ptq_dlc, "qnn-htp"),
         ("QDQ source", quantized, "ort"),
         (f"context binary for {TARGET}", binary, "qnn-htp"),
     ):

@@ -81,7 +81,7 @@ class QuantizeOptions:
         "--quantization-overrides", parse=Path, metavar="FILE",
     )  # fmt: skip
     float_fallback: bool = opt(
-        False, "What --encodings does not name stays float, without calibration.", "--float-fallback"
+        False, "What --encodings does not name stays float; then --calibration is only compared on.", "--float-fallback"
     )
     allow_unhonoured: bool = opt(False, "Encodings that cannot be honoured are no error.", "--allow-unhonoured")
     save_encodings: Path | None = opt(
@@ -260,17 +260,19 @@ def quantize(options: QuantizeOptions) -> QuantizeResult:
 
     if options.float_fallback and options.encodings is None:
         raise UsageError("--float-fallback leaves all in float without --encodings", hint="give --encodings FILE")
-    if (options.calibration is None) != options.float_fallback:
-        what = "--float-fallback takes no calibration" if options.float_fallback else "calibration data is needed"
-        hint = "give a folder of images, a .npy file with a leading sample axis, or an input list"
-        raise UsageError(what, where="--calibration", hint="leave one of the two out" if options.calibration else hint)
+    if options.calibration is None and not options.float_fallback:
+        raise UsageError(
+            "calibration data is needed",
+            where="--calibration",
+            hint="give a folder of images, a .npy file with a leading sample axis, or an input list",
+        )
     targets = tuple(target.name for target in resolve(options.target or (_DEFAULT_TARGET,)))
     options = replace(options, target=targets)
     output = options.output or options.model.with_suffix(".quantized.dlc")
     sent = replace(options, calibration=None, preprocessing=None)
     with isolated(in_process=options.in_process, timeout=options.timeout) as call:
         ports: list[Port] = call(f"{_JOB}:prepare", sent)
-        data = None if options.float_fallback else _dataset(options, ports)
+        data = None if options.calibration is None else _dataset(options, ports)
         with replacing(output) as temp:
             kept = [] if data is None else _calibrate(call, data, output, options)
             warnings = [] if data is None else list(data.warnings)
@@ -278,6 +280,8 @@ def quantize(options: QuantizeOptions) -> QuantizeResult:
             levels = {} if found is None else found.best.levels
             quantized: Quantized = call(f"{_JOB}:write", sent, temp, warnings, levels)
             backend, skipped = _how_to_verify(options, quantized)
+            if not kept and not skipped:
+                skipped = "there are no inputs to compare on; give some with --calibration"
             if skipped:
                 return QuantizeResult(output, quantized, None, skipped, temp.stat().st_size, targets, found)
             checked = kept[:: max(len(kept) // _CHECKED, 1)][:_CHECKED]

@@ -1,0 +1,262 @@
+# SPDX-FileCopyrightText: npukit contributors
+# SPDX-License-Identifier: Apache-2.0
+"""`npukit quantize` from model and data to a verified artifact."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+import npukit
+from npukit.artifacts import dlc
+from npukit.qnn.graph import TensorKind
+from npukit.quantization.encodings_file import read
+
+DIGITS = Path(__file__).parents[1] / "examples" / "digits"
+ENCODINGS = Path(__file__).parent / "data" / "encodings"
+pytestmark = pytest.mark.native
+
+
+@pytest.fixture(scope="module")
+def images() -> np.ndarray:
+    with np.load(DIGITS / "digits.npz") as data:
+        return (data["calibration"][:64, None, None] / 16).astype(np.float32)
+
+
+def quantized(tmp_path: Path, images: np.ndarray | None, **options: Any) -> Any:
+    options = {"target": "sm8650", "output": tmp_path / "q.dlc", "calibration": images, **options}
+    return npukit.quantize(DIGITS / "digits.onnx", **options)
+
+
+def accuracy(path: Path, backend: str) -> float:
+    with np.load(DIGITS / "digits.npz") as data, npukit.Session(path, backend=backend) as session:
+        pictures, labels = (data["images"][:, None, None] / 16).astype(np.float32), data["labels"]
+        return float(
+            np.mean([session.run({"image": x})["scores"].argmax() == y for x, y in zip(pictures, labels, strict=True)])
+        )
+
+
+def test_digits_in_eight_bits_lose_at_most_half_a_point_on_the_emulator(tmp_path: Path, images: np.ndarray) -> None:
+    result = quantized(tmp_path, images)
+    assert result.exit_code == 0
+    assert result.quantized.precisions == {"8 bits": 9}
+    assert result.quantized.refused == ()
+    assert result.verification.backend == "qnn-htp"
+    assert result.quantized.stamp.options["precision"] == "int8"
+    assert accuracy(result.path, "qnn-htp") >= accuracy(DIGITS / "digits.onnx", "ort") - 0.005
+
+
+def test_the_simulation_gives_what_the_emulator_gives(tmp_path: Path, images: np.ndarray) -> None:
+    path = quantized(tmp_path, images, verify=False).path
+    with npukit.Session(path, backend="ort") as ort, npukit.Session(path, backend="qnn-htp") as htp:
+        step = ort.outputs[0].native.encoding.scale
+        worst = max(
+            float(np.abs(ort.run({"image": x})["scores"] - htp.run({"image": x})["scores"]).max()) for x in images[:16]
+        )
+    assert worst <= 1.01 * step
+
+
+def test_sixteen_bits_are_finer(tmp_path: Path, images: np.ndarray) -> None:
+    coarse = quantized(tmp_path, images).verification.outputs[0].metrics
+    fine = quantized(tmp_path, images, activations=16, weights=16, verify_backend="ort").verification.outputs[0].metrics
+    assert fine.sqnr_db > coarse.sqnr_db + 20
+
+
+def test_a_float_dlc_gives_the_same_as_its_source(tmp_path: Path, images: np.ndarray) -> None:
+    npukit.convert(DIGITS / "digits.onnx", output=tmp_path / "float.dlc", target="sm8650", verify=False)
+    made = npukit.quantize(
+        tmp_path / "float.dlc", calibration=images, output=tmp_path / "q.dlc", target="sm8650", verify_backend="ort"
+    )
+    assert made.exit_code == 0
+    assert made.quantized.precisions == {"8 bits": 9}
+    with npukit.Session(made.path, backend="ort") as session:
+        assert [(i.name, i.dtype, i.shape) for i in session.inputs] == [("image", "float32", (1, 1, 8, 8))]
+
+
+def test_the_same_input_gives_the_same_bytes(tmp_path: Path, images: np.ndarray) -> None:
+    first = quantized(tmp_path, images, output=tmp_path / "1.dlc", verify=False).path.read_bytes()
+    assert quantized(tmp_path, images, output=tmp_path / "2.dlc", verify=False).path.read_bytes() == first
+
+
+def test_float_io_and_float_ops(tmp_path: Path, images: np.ndarray) -> None:
+    result = quantized(tmp_path, images, float_io=True, float_ops=("conv1",))
+    assert result.exit_code == 0
+    graph = next(iter(dlc.read(result.path)[0].graphs.values()))
+    assert [t.dtype.name for t in (*graph.inputs, *graph.outputs)] == ["FLOAT_32", "FLOAT_32"]
+    assert result.quantized.precisions["float"] >= 1
+
+
+def test_bad_use_is_one_sentence(tmp_path: Path, images: np.ndarray) -> None:
+    cases: list[tuple[dict[str, Any], str]] = [
+        ({"calibration": None}, "calibration data is needed"),
+        ({"calibration": tmp_path}, "no "),
+        ({"calibration": np.full_like(images[:2], np.nan)}, "NaN"),
+        ({"calibration": images[:, :, :, :4]}, "shape"),
+        ({"float_ops": ("conv9",)}, "there is no op 'conv9'"),
+        ({"float_fallback": True}, "--encodings"),
+    ]
+    for options, sentence in cases:
+        with pytest.raises(npukit.NpukitError, match=sentence):
+            quantized(tmp_path, images, **options)
+        assert not list(tmp_path.glob("*.dlc*"))
+
+
+def test_one_sample_and_constant_images_are_warned_of(tmp_path: Path, images: np.ndarray) -> None:
+    one = quantized(tmp_path, images[:1], verify=False)
+    assert any("one sample" in note.lower() or "1 sample" in note for note in one.quantized.notes)
+    flat = quantized(tmp_path, np.zeros_like(images[:4]), verify=False)
+    assert any("constant" in note for note in flat.quantized.notes)
+
+
+def test_an_interrupted_calibration_goes_on(
+    tmp_path: Path, images: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("npukit.verbs.quantize._SAVE_SECONDS", 0.0)
+    seen = 0
+
+    def stop(what: str, share: float) -> None:
+        nonlocal seen
+        seen += what.startswith("calibrating")
+        if seen > 10:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("npukit.log.report", stop)
+    with pytest.raises(KeyboardInterrupt):
+        quantized(tmp_path, images, verify=False)
+    assert [path.name for path in tmp_path.iterdir()] == ["q.dlc.calibration"]
+    monkeypatch.undo()
+    resumed = quantized(tmp_path, images, verify=False).path.read_bytes()
+    assert not (tmp_path / "q.dlc.calibration").exists()
+    assert resumed == quantized(tmp_path, images, output=tmp_path / "whole.dlc", verify=False).path.read_bytes()
+
+
+def test_saved_encodings_reproduce_the_artifact(tmp_path: Path, images: np.ndarray) -> None:
+    saved = tmp_path / "digits.json"
+    first = quantized(tmp_path, images, save_encodings=saved, verify=False)
+    again = quantized(tmp_path, images, float_fallback=True, encodings=saved, output=tmp_path / "again.dlc")
+    assert again.exit_code == 0
+    assert again.quantized.encodings.counts["honoured"] == len(read(saved))
+
+    def held(path: Path) -> dict[str, Any]:
+        graph = next(iter(dlc.read(path)[0].graphs.values()))
+        return {t.name: (t.dtype, t.encoding) for t in graph.tensors()}
+
+    assert held(first.path) == held(again.path)
+
+
+@pytest.mark.parametrize("version", ["0.6.1", "1.0.0", "2.0.0"])
+@pytest.mark.parametrize("network", ["cnn", "transformer", "lstm"])
+def test_aimets_own_encodings_are_honoured(network: str, version: str, tmp_path: Path) -> None:
+    model = onnx.load(ENCODINGS / f"{network}.onnx")
+    rng = np.random.default_rng(0)
+    shapes = {i.name: [d.dim_value for d in i.type.tensor_type.shape.dim] for i in model.graph.input}
+    samples = [{name: rng.standard_normal(shape, np.float32) for name, shape in shapes.items()} for _ in range(4)]
+    result = npukit.quantize(
+        ENCODINGS / f"{network}.onnx",
+        calibration=samples,
+        encodings=ENCODINGS / f"{network}.{version}.encodings",
+        output=tmp_path / "q.dlc",
+        target="sm8650",
+        verify=False,
+    )
+    counts = result.quantized.encodings.counts
+    assert counts["unknown"] == counts["illegal"] == counts["lost"] == 0
+    assert counts["honoured"] + counts["carried"] > 0
+    assert result.quantized.stamp.options["encodings"] == counts
+
+
+def test_without_data_nothing_is_compared(tmp_path: Path, images: np.ndarray) -> None:
+    saved = tmp_path / "digits.json"
+    quantized(tmp_path, images, save_encodings=saved, verify=False)
+    result = quantized(tmp_path, None, float_fallback=True, encodings=saved)
+    assert (result.exit_code, result.quantized.stamp.verified) == (0, "no")
+    assert "--calibration" in result.skipped
+
+
+def test_an_encoding_for_what_does_not_exist_is_refused_with_its_line(tmp_path: Path, images: np.ndarray) -> None:
+    entry = [{"bitwidth": 8, "min": 0.0, "max": 1.0, "scale": 1 / 255, "offset": 0}]
+    path = tmp_path / "wrong.json"
+    path.write_text(json.dumps({"activation_encodings": {"conv1_relux": entry}, "param_encodings": {}}, indent=1))
+    with pytest.raises(npukit.NpukitError, match="conv1_relu") as caught:
+        quantized(tmp_path, images, encodings=path)
+    assert "wrong.json:3" in str(caught.value)
+    assert not list(tmp_path.glob("*.dlc*"))
+    allowed = quantized(tmp_path, images, encodings=path, allow_unhonoured=True, verify=False)
+    assert allowed.quantized.encodings.counts["unknown"] == 1
+
+
+def sensitive(path: Path) -> list[np.ndarray]:
+    """Ten convolutions; behind two of them a channel is lifted by 400 and put back, which 8 bits cannot follow."""
+    rng = np.random.default_rng(0)
+    channels, value = 16, "x"
+    nodes, constants = [], []
+    for i in range(10):
+        weight = rng.standard_normal((channels, channels, 3, 3)) * np.sqrt(2 / (channels * 9))
+        bias = rng.standard_normal(channels) * 0.1
+        constants += [numpy_helper.from_array(a.astype(np.float32), n) for a, n in ((weight, f"w{i}"), (bias, f"b{i}"))]
+        nodes.append(helper.make_node("Conv", [value, f"w{i}", f"b{i}"], [f"c{i}"], name=f"conv{i}", pads=[1] * 4))
+        value = f"c{i}"
+        if i in (3, 7):
+            lift = np.zeros((1, channels, 1, 1), np.float32)
+            lift[0, 0] = 400
+            constants.append(numpy_helper.from_array(lift, f"s{i}"))
+            nodes.append(helper.make_node("Add", [value, f"s{i}"], [f"big{i}"], name=f"big{i}"))
+            nodes.append(helper.make_node("Sub", [f"big{i}", f"s{i}"], [f"back{i}"], name=f"back{i}"))
+            value = f"back{i}"
+        nodes.append(helper.make_node("Relu", [value], [f"r{i}"], name=f"relu{i}"))
+        value = f"r{i}"
+    nodes.append(helper.make_node("GlobalAveragePool", [value], ["y"], name="pool"))
+    graph = helper.make_graph(
+        nodes,
+        "sensitive",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, channels, 12, 12])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, channels, 1, 1])],
+        constants,
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), path)
+    return [rng.standard_normal((1, channels, 12, 12), np.float32) for _ in range(8)]
+
+
+def test_a_search_promotes_the_two_layers_that_need_it(tmp_path: Path) -> None:
+    samples = sensitive(tmp_path / "m.onnx")
+    result = npukit.quantize(
+        tmp_path / "m.onnx", calibration=samples, output=tmp_path / "q.dlc", target="sm8650",
+        accuracy_target="sqnr>=30", verify=False,
+    )  # fmt: skip
+    found = result.search
+    assert found.reached
+    assert len(found.tried) <= 40
+    assert {"activation big3", "activation big7"} <= set(found.best.levels)
+    assert len(found.best.levels) <= 4
+    assert result.quantized.precisions["16 bits"] < result.quantized.precisions["8 bits"]
+
+
+def test_a_target_out_of_reach_is_rejected(tmp_path: Path, images: np.ndarray) -> None:
+    result = quantized(tmp_path, images, accuracy_target="sqnr>=250", search_budget=6)
+    assert (result.exit_code, result.path.name) == (1, "q.dlc.rejected")
+    assert not (tmp_path / "q.dlc").exists()
+
+
+def metric_of_two(results: Any, references: Any) -> float:
+    """A user's metric: minus the largest error."""
+    pairs = zip(results, references, strict=True)
+    return -max(float(np.abs(a["scores"] - b["scores"]).max()) for a, b in pairs)
+
+
+def test_a_metric_of_the_users_own(tmp_path: Path, images: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(Path(__file__).parent)
+    result = quantized(tmp_path, images, accuracy_target="test_quantize:metric_of_two>=-1", verify=False)
+    assert result.search.reached
+    assert -1 <= result.search.best.metric <= 0
+
+
+def test_static_kinds(tmp_path: Path, images: np.ndarray) -> None:
+    graph = next(iter(dlc.read(quantized(tmp_path, images, verify=False).path)[0].graphs.values()))
+    kinds = {t.dtype.name for t in graph.tensors() if t.kind is TensorKind.STATIC}
+    assert kinds == {"SFIXED_POINT_8", "SFIXED_POINT_32"}
