@@ -52,7 +52,7 @@ def table() -> dict[str, Row]:
 
 def legal(arch: int) -> Legal:
     """What that chip's validation takes, known faults left aside: those are what is looked for."""
-    return Legal({f"V{arch}": backend(arch).validate})
+    return Legal({f"V{arch}": backend(arch).validate}, trusting=True)
 
 
 def ask(label: str, arch: int) -> dict[str, Any]:

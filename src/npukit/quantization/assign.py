@@ -19,6 +19,7 @@ from npukit.lowering.holding import validation_key
 from npukit.qnn.graph import Array, DType, Encoding, Graph, Op, Tensor, TensorKind
 from npukit.qnn.names import Names
 from npukit.quantization import ranges
+from npukit.quantization.capabilities import unreliable
 from npukit.quantization.roles import (
     FLOAT_ONLY,
     Groups,
@@ -30,6 +31,7 @@ from npukit.quantization.roles import (
     table,
     weight_axis,
 )
+from npukit.targets import TARGETS
 
 FLOAT = 0
 _ORDER = {8: 0, 16: 1, FLOAT: 2}
@@ -110,10 +112,16 @@ class Assigned:
 
 
 class Legal:
-    """What the targets take, asked of their own validation and remembered."""
+    """What the targets take, asked of their own validation and remembered.
 
-    def __init__(self, validators: Mapping[str, Validator]) -> None:
+    Args:
+        validators: by name of the target.
+        trusting: take what HTP's validation accepts and HTP is known to compute wrongly.
+    """
+
+    def __init__(self, validators: Mapping[str, Validator], *, trusting: bool = False) -> None:
         self._validators = validators
+        self._htp = not trusting and any(n not in TARGETS or TARGETS[n].backend == "qnn-htp" for n in validators)
         self._verdicts: dict[object, str] = {}
 
     def refusal(self, op: Op) -> str:
@@ -121,7 +129,7 @@ class Legal:
         key = (op.type, validation_key(op))
         if key not in self._verdicts:
             texts = (f"{name}: {text}" for name, check in self._validators.items() if (text := check(op)))
-            self._verdicts[key] = next(texts, "")
+            self._verdicts[key] = next(texts, "") or (unreliable(op) if self._htp else "")
         return self._verdicts[key]
 
     def validators(self) -> dict[str, Validator]:
