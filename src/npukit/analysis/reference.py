@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,8 @@ from npukit.errors import InputError, ModelError
 
 if TYPE_CHECKING:
     import onnx_ir as ir
+
+    from npukit.frontends.onnx import LoadOptions
 
 log = logging.getLogger(__name__)
 
@@ -40,23 +43,41 @@ def rewrite_for_ort(path: Path, shapes: Mapping[str, tuple[int, ...]], folder: P
     Raises:
         ModelError: the front end cannot read the model or make it static.
     """
-    import onnx_ir as ir
-
-    from npukit.frontends.onnx import LoadOptions, expand_functions, load
+    from npukit.frontends.onnx import LoadOptions, load
     from npukit.raising import newest_opset
 
     newest = newest_opset()
-    normalized = load(path, LoadOptions(input_shapes=dict(shapes)))
-    before = [node.op_type for node in normalized.model.graph]
-    newer = sorted({name for name in before if _since(name) > newest})
-    model = expand_functions(normalized.model, lambda domain, op, version: bool(domain) or _since(op) <= newest)
-    _declare(model, newest)
-    target = folder / "reference.onnx"
-    size = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
-    ir.save(model, target, external_data="reference.data" if size > _EMBED_LIMIT else None)
+    model = load(path, LoadOptions(input_shapes=dict(shapes))).model
+    newer = sorted({node.op_type for node in model.graph if _since(node.op_type) > newest})
+    target = _save_for_ort(model, newest, folder / "reference.onnx")
     which = f" ({', '.join(newer)})" if newer else ""
     note = f"the reference was rewritten for ONNX Runtime, which knows opset {newest}{which}"
     return target, [note]
+
+
+def without_quantization(path: Path, options: LoadOptions, folder: Path) -> Path:
+    """The model at `path` as it computes without its Q/DQ nodes, cut and shaped by `options`, in `folder`.
+
+    Raises:
+        ModelError: the front end cannot read the model or make it static.
+    """
+    from npukit.frontends.onnx import load
+    from npukit.raising import newest_opset
+
+    model = load(path, replace(options, strip_quantization=True)).model
+    return _save_for_ort(model, newest_opset(), folder / "float.onnx")
+
+
+def _save_for_ort(model: ir.Model, opset: int, target: Path) -> Path:
+    import onnx_ir as ir
+
+    from npukit.frontends.onnx import expand_functions
+
+    model = expand_functions(model, lambda domain, op, version: bool(domain) or _since(op) <= opset)
+    _declare(model, opset)
+    size = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
+    ir.save(model, target, external_data=f"{target.stem}.data" if size > _EMBED_LIMIT else None)
+    return target
 
 
 def with_shapes(path: Path, shapes: Mapping[str, tuple[int, ...]], folder: Path) -> Path:

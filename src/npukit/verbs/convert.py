@@ -87,6 +87,9 @@ class ConvertOptions:
     )  # fmt: skip
     outputs: tuple[str, ...] = opt((), "A tensor to end at.", "--output", many=True, parse=o.strings, metavar="NAME")
     float_bitwidth: int = opt(32, "Width that float values are held in.", choices=("16", "32"))
+    strip_quantization: bool = opt(
+        False, "Leave the source's quantization out: Q/DQ nodes go, the model is float.", "--strip-quantization"
+    )
     io_layout: str = opt("source", "Layout of inputs and outputs.", choices=("source", "nhwc"))
     dry_run: bool = opt(False, "Only check that the model can be converted.", "--dry-run", hidden=True)
     verify: bool = opt(True, "Compare the result with the source.", "--verify/--no-verify", hidden=True)
@@ -363,6 +366,8 @@ def lower_source(
     log.report("reading the model", 0.0)
     normalized = load(options.model, _load_options(options))
     notes = [*normalized.notes, *_double_notes(normalized.model)]
+    if normalized.stripped:
+        notes.append(f"{normalized.stripped} nodes of the source's quantization were left out")
     log.report("lowering", 0.2)
     lower_options = LowerOptions(
         name=Names().legal(options.model.stem),
@@ -384,6 +389,7 @@ def _load_options(options: ConvertOptions) -> Any:
         batch=options.batch,
         inputs=tuple(name for name, _ in cuts),
         outputs=options.outputs,
+        strip_quantization=options.strip_quantization,
     )
 
 
@@ -518,7 +524,12 @@ def _verify(options: ConvertOptions, path: Path, backend: str, name: str, conver
 
 
 def cut_source(options: ConvertOptions, stamp: Stamp, stack: contextlib.ExitStack) -> Path:
-    """The model to compare with: the source, or a copy that begins where it was cut and has the shapes asked for."""
+    """The model to compare with: the source, or a copy that is cut, shaped or without quantization as asked for."""
+    if options.strip_quantization:
+        from npukit.analysis.reference import without_quantization
+
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="npukit-float-")))
+        return without_quantization(options.model, _load_options(options), folder)
     cuts = tuple(name for name, value in options.inputs if not isinstance(value, Path))
     if not cuts:
         if not options.input_shapes:

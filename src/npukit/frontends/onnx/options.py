@@ -13,6 +13,8 @@ from typing import Any
 
 import onnx_ir as ir
 
+from npukit.frontends.onnx.strip_quantization import SourceEncoding
+
 
 @dataclass(frozen=True)
 class LoadOptions:
@@ -24,6 +26,7 @@ class LoadOptions:
         batch: value of the first dimension of every input whose first dimension is dynamic.
         inputs: tensors at which the graph is cut to begin; empty for the model's own inputs.
         outputs: tensors at which the graph is cut to end; empty for the model's own outputs.
+        strip_quantization: take Q/DQ nodes and their like out, which leaves a float model.
 
     Inputs and tensors may be called by their names in the source or by those that they have in an artifact.
     """
@@ -33,6 +36,7 @@ class LoadOptions:
     batch: int | None = None
     inputs: tuple[str, ...] = ()
     outputs: tuple[str, ...] = ()
+    strip_quantization: bool = False
 
 
 @dataclass
@@ -48,6 +52,8 @@ class Normalized:
         notes: what was changed that a user may want to know, one sentence each.
         folded: constant name -> names of the source nodes whose result it is.
         producer: the producer field of the source file.
+        encodings: those that `strip_quantization` took out.
+        stripped: how many nodes it took out.
     """
 
     model: ir.Model
@@ -57,6 +63,8 @@ class Normalized:
     notes: list[str] = field(default_factory=list)
     folded: dict[str, tuple[str, ...]] = field(default_factory=dict)
     producer: str = ""
+    encodings: list[SourceEncoding] = field(default_factory=list)
+    stripped: int = 0
     digest: Callable[[], str] = field(default=lambda: hashlib.sha256(b"").hexdigest(), repr=False)
     extra: dict[str, Any] = field(default_factory=dict)
 

@@ -25,6 +25,7 @@ from npukit.frontends.onnx.recognize_norms import recognize_norms
 from npukit.frontends.onnx.rewrite import NEWEST, drop_dead, newest_version, schema_of
 from npukit.frontends.onnx.simplify_ops import simplify_ops
 from npukit.frontends.onnx.specialize import specialize
+from npukit.frontends.onnx.strip_quantization import strip_quantization
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +40,17 @@ def _specialize(result: Normalized, options: LoadOptions) -> None:
     walk = specialize(result.model)
     result.folded.update(walk.folded)
     result.notes += walk.notes
+
+
+def _strip(result: Normalized, options: LoadOptions) -> None:
+    if not options.strip_quantization:
+        return
+    found = strip_quantization(result.model)
+    result.encodings, result.stripped = found.encodings, found.nodes
+    result.notes += found.notes
+    result.folded.update(found.folded)
+    if found.nodes:
+        _specialize(result, options)
 
 
 def _simplify(result: Normalized, options: LoadOptions) -> None:
@@ -64,6 +76,7 @@ PIPELINE: tuple[tuple[str, Pass, str], ...] = (
     ("cut", _cut, "before freeze: inputs that were cut off need no shape"),
     ("freeze", lambda r, o: freeze_inputs(r.model, o), "before specialize: inference starts from static inputs"),
     ("specialize", _specialize, "upgrade, inference, folding and control flow in one walk: each needs the others"),
+    ("strip", _strip, "after specialize: old and combined forms of quantization have become few; specializes again"),
     ("simplify", _simplify, "after specialize: whether a node does nothing shows in shapes and constants"),
     ("recognize", _recognize, "after simplify: no cast, identity or folded constant stands inside a pattern any more"),
     ("finish", _finish, "last: checks what every reader relies on"),
