@@ -46,7 +46,7 @@ def simple(e: Emitter, node: ir.Node) -> None:
     x: T[*D] -> y: T[*D]
     T: float, or quantized; any order
     """
-    if e.quantized:
+    if e.for_integers:
         elementwise(e, node, Native(node.op_type))
     else:
         elementwise(e, node, lambda e, x: squashed(e, node.op_type, x[0]))
@@ -261,7 +261,7 @@ def softplus(e: Emitter, node: ir.Node) -> None:
         Native("ElementWiseSoftplus", {"beta": 1.0, "threshold": 20.0}),
         _neuron("SOFTPLUS", beta=1.0, threshold=20.0),
     ]
-    if "softplus_is_coarse" in e.quirks and not e.quantized:
+    if "softplus_is_coarse" in e.quirks and not e.for_integers:
         native = []
     elementwise(e, node, *native, lambda e, x: softplus_tensor(e, x[0]))
 

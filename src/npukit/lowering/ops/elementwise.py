@@ -60,7 +60,7 @@ def unary(e: Emitter, node: ir.Node) -> None:
     T: float; Abs, Neg and Sign also integers; any order
     """
     native = Native(UNARY[node.op_type])
-    if node.op_type == "Exp" and e.is_float(node.inputs[0]) and not e.quantized:
+    if node.op_type == "Exp" and e.is_float(node.inputs[0]) and not e.for_integers:
         elementwise(e, node, lambda e, x: exponential(e, x[0]))
     elif e.is_float(node.inputs[0]):
         elementwise(e, node, native)
@@ -87,7 +87,7 @@ def div(e: Emitter, node: ir.Node) -> None:
     T: float, integer; any order
     """
     native = Native("ElementWiseDivide")
-    if e.quantized:
+    if e.for_integers and e.is_float(node.inputs[0]):
         _divide_codes(e, node, native)
     elif e.is_float(node.inputs[0]):
         elementwise(e, node, native)

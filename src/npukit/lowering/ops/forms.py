@@ -132,14 +132,14 @@ def attribute_float(node: ir.Node, name: str, default: float) -> float:
 
 def exponential(e: Emitter, x: Tensor) -> Tensor:
     """exp(x) of floats; next to nothing for x far below zero, also where the op gives a large number there."""
-    if "exp_of_very_little_is_large" in e.quirks and not e.quantized:
+    if "exp_of_very_little_is_large" in e.quirks and not e.for_integers:
         x = e.binary("ElementWiseMaximum", x, _LEAST_POWER)
     return e.unary("ElementWiseExp", x)
 
 
 def apart(e: Emitter, x: Tensor) -> Tensor:
     """X, ready for Sigmoid or Tanh: a Maximum that changes neither keeps them from being fused with a product."""
-    if "sigmoid_behind_product_is_coarse" in e.quirks and not e.quantized:
+    if "sigmoid_behind_product_is_coarse" in e.quirks and not e.for_integers:
         return e.binary("ElementWiseMaximum", x, _LEAST_POWER)
     return x
 

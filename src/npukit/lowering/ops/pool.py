@@ -342,7 +342,7 @@ def global_pool(e: Emitter, node: ir.Node) -> None:
         y = e.output(node.outputs[0], channel_last(4))
         e.emit(pool, [source], [y], filter_size=size, stride=size, pad_amount=[[0, 0], [0, 0]])
 
-    e.forms(native, pooled) if not e.quantized else e.forms(pooled, native)
+    e.forms(native, pooled) if not e.for_integers else e.forms(pooled, native)
 
 
 @lowers("LpPool", "GlobalLpPool")
