@@ -130,7 +130,7 @@ def _network(
         if not path.exists():
             build(network, "small", path)
         symbols = dict(network.variant("small").symbols)
-        graph, legal = _lowered(path, LoadOptions(symbols=symbols, batch=1), stack)
+        graph, legal = lowered(path, LoadOptions(symbols=symbols, batch=1), stack)
         if change is not None:
             change(graph)
         data = samples(network, "small", sum(counts))
@@ -141,7 +141,7 @@ def _network(
 
 def _digits(folder: Path, stack: contextlib.ExitStack) -> Case:
     del folder
-    graph, legal = _lowered(DIGITS / "digits.onnx", LoadOptions(), stack)
+    graph, legal = lowered(DIGITS / "digits.onnx", LoadOptions(), stack)
     held = graph.inputs[0].held
     assert held is not None
     with np.load(DIGITS / "digits.npz") as data:
@@ -152,7 +152,8 @@ def _digits(folder: Path, stack: contextlib.ExitStack) -> Case:
 _DIGITS_KEYS = ("calibration", "images")
 
 
-def _lowered(path: Path, options: LoadOptions, stack: contextlib.ExitStack) -> tuple[Graph, Legal]:
+def lowered(path: Path, options: LoadOptions, stack: contextlib.ExitStack) -> tuple[Graph, Legal]:
+    """The float graph of a source for TARGET, in the forms for integers, and what the target takes."""
     targets = resolve((TARGET,))
     legal = Legal({target.name: validator(target, stack) for target in targets})
     normalized = load(path, options)
