@@ -522,7 +522,7 @@ def test_nodes_know_their_source() -> None:
 
 def test_the_pipeline_says_why() -> None:
     names = [name for name, _, _ in PIPELINE]
-    assert names == ["prepare", "inline", "cut", "freeze", "specialize", "simplify", "recognize", "finish"]
+    assert names == ["prepare", "inline", "cut", "freeze", "specialize", "strip", "simplify", "recognize", "finish"]
     assert all(reason for _, _, reason in PIPELINE)
 
 

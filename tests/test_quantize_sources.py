@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -15,14 +16,19 @@ import pytest
 from onnx import numpy_helper
 from onnxruntime.quantization import QuantType, quantize_dynamic
 
+import npukit
 from npukit.analysis.reference import without_quantization
+from npukit.artifacts import dlc
+from npukit.errors import UsageError
 from npukit.frontends.onnx import LoadOptions, Normalized, load
+from npukit.qnn.graph import Encoding, Tensor
+from npukit.qnn.names import legal_form
 
 DIGITS = Path(__file__).parents[1] / "examples" / "digits"
 LINEAR = {"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "MatMulInteger", "QLinearConv"}
 
 
-def parsed(text: str, **constants: np.ndarray) -> onnx.ModelProto:
+def parsed(text: str, **constants: Any) -> onnx.ModelProto:
     model = onnx.parser.parse_model(f'<ir_version: 10, opset_import: ["": 21]>\n{text}')
     model.graph.initializer.extend(numpy_helper.from_array(array, name) for name, array in constants.items())
     return model
@@ -184,3 +190,73 @@ def test_a_dynamically_quantized_network(tmp_path: Path) -> None:
     assert not LINEAR & set(ops(found))
     x = rng.standard_normal((2, 16)).astype(np.float32)
     np.testing.assert_allclose(run(found.model, x=x), x @ weight, atol=0.1)
+
+
+# ---------------------------------------------------------------- verbs
+
+
+@pytest.fixture(scope="module")
+def images() -> np.ndarray:
+    with np.load(DIGITS / "digits.npz") as data:
+        return np.asarray(data["calibration"][:16, None, None] / 16, np.float32)
+
+
+def tensors(path: Path | None) -> dict[str, Tensor]:
+    assert path is not None
+    graph = next(iter(dlc.read(path)[0].graphs.values()))
+    return {tensor.held.source if tensor.held else tensor.name: tensor for tensor in graph.tensors()}
+
+
+@pytest.mark.native
+def test_convert_makes_a_float_artifact_that_is_verified(tmp_path: Path) -> None:
+    made = npukit.convert(
+        DIGITS / "digits_qdq.onnx", output=tmp_path / "f.dlc", strip_quantization=True, target="qnn-cpu", random=1
+    )
+    assert (made.exit_code, made.converted.precision) == (0, "float32")
+    assert not any(tensor.dtype.is_quantized for tensor in tensors(made.path).values())
+    assert any("20 nodes" in note for note in made.converted.notes)
+
+
+@pytest.mark.native
+@pytest.mark.parametrize("how", ["calibrated", "float fallback"])
+def test_quantizing_a_qdq_model_keeps_its_encodings_and_its_codes(how: str, tmp_path: Path, images: np.ndarray) -> None:
+    options = {"calibration": images} if how == "calibrated" else {"float_fallback": True}
+    made = npukit.quantize(
+        DIGITS / "digits_qdq.onnx", output=tmp_path / "q.dlc", target="sm8650", verify_backend="ort", **options
+    )
+    assert made.exit_code == 0
+    assert made.quantized.precisions == {"8 bits": 9}
+    report = made.quantized.encodings
+    assert report is not None
+    assert (report.counts["honoured"], report.faults) == (10, ())
+    model = onnx.load(DIGITS / "digits_qdq.onnx")
+    source = {one.name: numpy_helper.to_array(one) for one in model.graph.initializer}
+    held = tensors(made.path)
+    for name in ("image", "conv1.relu"):
+        encoding = held[legal_form(name)].encoding
+        assert encoding is not None
+        assert encoding.scale == float(source[f"{name}_scale"])
+        assert -encoding.offset == int(source[f"{name}_zero_point"])
+    codes = held["conv1_weight_DequantizeLinear_Output"].data
+    np.testing.assert_array_equal(codes, source["conv1.weight_quantized"].transpose(2, 3, 1, 0))
+
+
+@pytest.mark.native
+def test_a_file_wins_over_the_sources_encodings_and_both_can_be_dropped(tmp_path: Path, images: np.ndarray) -> None:
+    file = tmp_path / "wish.json"
+    file.write_text(
+        '{"activation_encodings": {"features": [{"bitwidth": 8, "scale": 0.5, "offset": 0}]}, "param_encodings": {}}'
+    )
+    common: dict[str, Any] = {"calibration": images, "target": "sm8650", "verify": False}
+    made = npukit.quantize(DIGITS / "digits_qdq.onnx", output=tmp_path / "q.dlc", encodings=file, **common)
+    assert tensors(made.path)["features"].encoding == Encoding.per_tensor(0.5)
+    assert tensors(made.path)["conv1_relu"].encoding != Encoding.per_tensor(0.5)
+    assert made.quantized.encodings is not None
+    assert made.quantized.encodings.counts["honoured"] == 8  # conv2.pool shares that of features, so both give way
+    bare = npukit.quantize(DIGITS / "digits_qdq.onnx", output=tmp_path / "b.dlc", ignore_encodings=True, **common)
+    assert bare.quantized.encodings is None
+    assert tensors(bare.path)["image"].encoding is not None
+    with pytest.raises(UsageError, match="float-fallback"):
+        npukit.quantize(
+            DIGITS / "digits_qdq.onnx", output=tmp_path / "n.dlc", ignore_encodings=True, float_fallback=True
+        )

@@ -11,6 +11,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from npukit.errors import ModelError
+from npukit.frontends.onnx.strip_quantization import SourceEncoding
 from npukit.qnn.graph import Array
 from npukit.quantization.entry import Entry
 
@@ -160,6 +161,28 @@ def _axes(node: ir.Node, rank: int) -> tuple[int, int] | None:
     if node.op_type == "MatMul":
         return rank - 1, rank - 2
     return None
+
+
+def own_entries(encodings: Iterable[SourceEncoding]) -> list[Entry]:
+    """The encodings of a QDQ model as entries; 32-bit biases follow from what they are added to and are none."""
+    found = []
+    for one in encodings:
+        signed, bits = not one.dtype.startswith("u"), int(one.dtype.removeprefix("u").removeprefix("int"))
+        if bits > 16:
+            continue
+        found.append(
+            Entry(
+                one.name,
+                "param" if one.constant else "activation",
+                bits,
+                scales=one.scales,
+                offsets=tuple(-point for point in one.zero_points),
+                signed=signed,
+                symmetric=signed and not any(one.zero_points),
+                axis=one.axis,
+            )
+        )
+    return found
 
 
 def with_axes(entries: Iterable[Entry], source: Source) -> list[Entry]:

@@ -351,10 +351,12 @@ def lower_source(
     validators: Mapping[str, Callable[[Op], str | None]],
     *,
     integers: bool = False,
+    loaded: Callable[[Normalized], None] | None = None,
 ) -> tuple[Normalized, Lowered, list[str]]:
     """The source as the front end leaves it, its graph for `targets`, and the front end's notes.
 
-    `integers`: the graph will be quantized, so ops take the forms that suit integers.
+    `integers`: the graph will be quantized, so ops take the forms that suit integers. `loaded` sees the normalized
+    model before the lowering consumes it.
 
     Raises:
         NpukitError: the model cannot be read, needs an option, or cannot be lowered; every fault at once.
@@ -368,6 +370,8 @@ def lower_source(
     notes = [*normalized.notes, *_double_notes(normalized.model)]
     if normalized.stripped:
         notes.append(f"{normalized.stripped} nodes of the source's quantization were left out")
+    if loaded is not None:
+        loaded(normalized)
     log.report("lowering", 0.2)
     lower_options = LowerOptions(
         name=Names().legal(options.model.stem),

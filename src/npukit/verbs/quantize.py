@@ -49,8 +49,9 @@ _JOB = "npukit.verbs.quantize_job"
 class QuantizeOptions:
     """Quantize a float model with calibration data, write a DLC, and judge it against the float model.
 
-    The model is a source model (.onnx) or a float DLC. Calibration data: a folder of images or arrays, a .npy or .npz
-    file with a leading sample axis, an input list of the SDK, or module:function.
+    The model is a source model (.onnx) or a float DLC; a QDQ source keeps its encodings, and what it leaves open is
+    calibrated. Calibration data: a folder of images or arrays, a .npy or .npz file with a leading sample axis, an input
+    list of the SDK, or module:function.
     """
 
     model: Path = arg("the model (.onnx) or float DLC")
@@ -81,8 +82,9 @@ class QuantizeOptions:
         "--quantization-overrides", parse=Path, metavar="FILE",
     )  # fmt: skip
     float_fallback: bool = opt(
-        False, "What --encodings does not name stays float; then --calibration is only compared on.", "--float-fallback"
+        False, "What has no encoding given stays float; then --calibration is only compared on.", "--float-fallback"
     )
+    ignore_encodings: bool = opt(False, "Drop the encodings of a QDQ source.", "--ignore-encodings")
     allow_unhonoured: bool = opt(False, "Encodings that cannot be honoured are no error.", "--allow-unhonoured")
     save_encodings: Path | None = opt(
         None, "Write the encodings that were chosen (.json: QNN overrides; else AIMET 2.0.0).", parse=Path,
@@ -258,8 +260,6 @@ def quantize(options: QuantizeOptions) -> QuantizeResult:
     """
     from npukit.targets import resolve
 
-    if options.float_fallback and options.encodings is None:
-        raise UsageError("--float-fallback leaves all in float without --encodings", hint="give --encodings FILE")
     if options.calibration is None and not options.float_fallback:
         raise UsageError(
             "calibration data is needed",

@@ -28,13 +28,13 @@ from npukit.quantization.assign import FLOAT, Assigned, Legal, Plan, assign
 from npukit.quantization.calibrated import Calibrated, Scheme
 from npukit.quantization.calibration import Calibration
 from npukit.quantization.encodings_tools import entries_of
-from npukit.quantization.entry import EncodingsError
+from npukit.quantization.entry import EncodingsError, Entry
 from npukit.quantization.overrides import EncodingsReport, Matched, match, report
 from npukit.quantization.roles import Groups, weight_axis
 from npukit.quantization.search import Unit
 from npukit.quantization.sensitivity import find_units
 from npukit.quantization.simulation import Simulation, native_feeds, real_outputs
-from npukit.quantization.source import Source, read_source, with_axes
+from npukit.quantization.source import Source, own_entries, read_source, source_of, with_axes
 from npukit.runtime.qnn import pick_graph
 from npukit.runtime.session import file_kind
 from npukit.targets import resolve
@@ -53,6 +53,22 @@ from npukit.verbs.verify import VerifyOptions, verify_here
 
 if TYPE_CHECKING:
     from npukit.analysis.verify import Verification
+    from npukit.frontends.onnx import Normalized
+
+
+@dataclass(frozen=True)
+class Own:
+    """A source model's own quantization.
+
+    Attributes:
+        entries: its encodings.
+        source: its values, as they are without quantization.
+        stripped: how many nodes were taken out.
+    """
+
+    entries: tuple[Entry, ...] = ()
+    source: Source | None = None
+    stripped: int = 0
 
 
 @dataclass
@@ -67,6 +83,7 @@ class _State:
         digest: SHA-256 of the source.
         calibration: what was observed.
         matched: the encodings that were given, and the tensors they are for.
+        own: what the source said of its own quantization.
         groups: tensors that share an encoding.
         encodings: made once the calibration is done; keeps the weights it has quantized.
         notes: of the front end.
@@ -80,6 +97,7 @@ class _State:
     digest: Callable[[], str]
     calibration: Calibration
     matched: Matched
+    own: Own
     groups: Groups
     notes: tuple[str, ...]
     stack: contextlib.ExitStack
@@ -101,15 +119,19 @@ def prepare(options: QuantizeOptions) -> list[Port]:
     stack = contextlib.ExitStack()
     legal = Legal({target.name: validator(target, stack) for target in resolve(options.target)})
     read = _from_dlc if file_kind(options.model) == "dlc" else _from_source
-    graph, stamp, contract, digest, notes, source = read(options, legal)
+    graph, stamp, contract, digest, notes, source, own = read(options, legal)
+    if options.float_fallback and options.encodings is None and not own.entries:
+        raise UsageError("--float-fallback leaves all in float without --encodings", hint="give --encodings FILE")
     matched = _matched(options, graph, stamp.names, source)
+    groups = Groups(graph, matched.forced)
+    if own.entries:
+        matched = _with_own(matched, own, graph, stamp.names, groups)
+        groups = Groups(graph, matched.forced)
     log.report("preparing the calibration", 0.08)
     weighted = [op.inputs[0] for op in graph.ops if weight_axis(op) is not None]
     channels = {id(tensor): tensor for tensor in weighted if tensor is not None and tensor.dtype.is_float}
     calibration = Calibration(graph, channels=list(channels.values()), threads=options.threads)
-    _state = _State(
-        graph, legal, stamp, contract, digest, calibration, matched, Groups(graph, matched.forced), notes, stack
-    )
+    _state = _State(graph, legal, stamp, contract, digest, calibration, matched, own, groups, notes, stack)
     return [
         Port(held.source, held.shape, _NUMPY.get(held.dtype, held.dtype))
         for tensor in graph.inputs
@@ -129,8 +151,19 @@ def _source(options: QuantizeOptions) -> ConvertOptions:
 def _from_source(options: QuantizeOptions, legal: Legal) -> Any:
     """The graph of a source model, in the forms that suit integers."""
     targets = resolve(options.target)
-    source = read_source(options.model) if options.encodings is not None else None  # lowering consumes the model
-    normalized, lowered, notes = lower_source(_source(options), targets, legal.validators(), integers=True)
+    source = read_source(options.model) if options.encodings is not None else None
+    own = Own()
+
+    def loaded(normalized: Normalized) -> None:  # lowering consumes the model
+        nonlocal own
+        if normalized.stripped:
+            entries = () if options.ignore_encodings else tuple(own_entries(normalized.encodings))
+            own = Own(entries, source_of(normalized.model), normalized.stripped)
+
+    reading = replace(_source(options), strip_quantization=True)
+    normalized, lowered, notes = lower_source(reading, targets, legal.validators(), integers=True, loaded=loaded)
+    if options.ignore_encodings and normalized.encodings:
+        notes.append(f"{len(normalized.encodings)} encodings of the source are ignored")
     library = libraries.find("ir")
     stamp = Stamp(
         npukit_version=npukit.__version__,
@@ -148,7 +181,7 @@ def _from_source(options: QuantizeOptions, legal: Legal) -> Any:
         order = [value.name or "" for value in normalized.model.graph.inputs]
         return contract_inputs(made, order), contract_outputs(made, normalized.model)
 
-    return lowered.graph, stamp, contract, lambda: normalized.source_sha256, tuple(notes), source
+    return lowered.graph, stamp, contract, lambda: normalized.source_sha256, tuple(notes), source, own
 
 
 def _from_dlc(options: QuantizeOptions, legal: Legal) -> Any:
@@ -173,7 +206,7 @@ def _from_dlc(options: QuantizeOptions, legal: Legal) -> Any:
         return tuple(map(io_tensor, graph.inputs)), tuple(map(io_tensor, graph.outputs))
 
     made = replace(stamp, npukit_version=npukit.__version__, targets=options.target, options=o.echo(options))
-    return graph, made, contract, lambda: stamp.source_sha256 or files.sha256_file(options.model), (), None
+    return graph, made, contract, lambda: stamp.source_sha256 or files.sha256_file(options.model), (), None, Own()
 
 
 def _matched(options: QuantizeOptions, graph: Graph, names: dict[str, str], source: Source | None) -> Matched:
@@ -189,6 +222,20 @@ def _matched(options: QuantizeOptions, graph: Graph, names: dict[str, str], sour
             hint="mend the file, or leave them out with --allow-unhonoured",
         )  # fmt: skip
     return matched
+
+
+def _with_own(matched: Matched, own: Own, graph: Graph, names: dict[str, str], groups: Groups) -> Matched:
+    """With the encodings that the source has itself, but for tensors whose encoding was given; none is an error."""
+    found = match(own.entries, graph, names, own.source)
+    given = {groups.key(tensor) for tensor in matched.forced if tensor.data is None}
+    forced = {
+        tensor: entry
+        for tensor, entry in found.forced.items()
+        if tensor not in matched.forced and (tensor.data is not None or groups.key(tensor) not in given)
+    }
+    taken = {tensor.name for tensor in forced}
+    rows = [replace(row, error=False) for row in found.rows if not row.tensors or taken.intersection(row.tensors)]
+    return Matched((*matched.rows, *rows), {**forced, **matched.forced})
 
 
 def observe(sample: dict[str, Array]) -> None:
@@ -264,6 +311,9 @@ def _plan(options: QuantizeOptions, levels: Mapping[str, int]) -> Plan:
             plan.tensors[tensor.name] = FLOAT if entry.dtype == "float" else entry.bitwidth
         else:
             plan.ops[readers[id(tensor)]] = entry.bitwidth
+    for tensor in [t for t in forced if t.data is None]:
+        for member in _current().groups.of(tensor):  # what shares an encoding follows the one that was given
+            plan.tensors.setdefault(member.name, plan.tensors[tensor.name])
     known = {op.name for op in graph.ops}
     for name, precision in levels.items():
         kind, _, name = name.partition(" ")
@@ -325,7 +375,7 @@ def write(options: QuantizeOptions, path: Path, warnings: list[str], levels: Map
     )
     dlc.write(Model({graph.name: graph}), path, lambda: stamp)
     found = None
-    if options.encodings is not None:
+    if state.matched.rows:
         found, stamp = _honoured(options, path, stamp)
     if options.save_encodings is not None:
         version = "2.0.0" if options.save_encodings.suffix != ".json" else "qnn"
@@ -350,12 +400,15 @@ def write(options: QuantizeOptions, path: Path, warnings: list[str], levels: Map
 
 def _honoured(options: QuantizeOptions, path: Path, stamp: Stamp) -> tuple[EncodingsReport, Stamp]:
     """What the written file holds of the encodings that were given; its counts go into the stamp."""
-    assert options.encodings is not None
+    file = options.encodings or options.model
     written = pick_graph(dlc.read(path)[0], None, str(path))
-    found = report(_current().matched, written, options.encodings.name)
+    found = report(_current().matched, written, file.name)
+    own = {id(entry) for entry in _current().own.entries}
+    rows = tuple(replace(row, error=False) if id(row.entry) in own else row for row in found.rows)
+    found = replace(found, rows=rows)
     if found.faults and not options.allow_unhonoured:
         raise EncodingsError(
-            "the artifact does not hold the encodings that were given", where=str(options.encodings),
+            "the artifact does not hold the encodings that were given", where=str(file),
             faults=list(found.faults), hint="accept this with --allow-unhonoured",
         )  # fmt: skip
     stamp = replace(stamp, options={**stamp.options, "encodings": found.counts})
@@ -386,9 +439,10 @@ def verify(
     """Verify the file at `path`, which will be called `name`, against the float model on calibration samples."""
     log.report(f"verifying on {backend}", 0.85)
     with contextlib.ExitStack() as stack:
+        source = replace(_source(options), strip_quantization=_current().own.stripped > 0)
         chosen = VerifyOptions(
             model=path,
-            against=cut_source(_source(options), _current().stamp, stack),
+            against=cut_source(source, _current().stamp, stack),
             backend=backend,
             target=options.target[0] if backend == "qnn-htp" else None,
             seed=DEFAULT_SEED,
