@@ -15,7 +15,7 @@ BINDING_TESTS := tests/test_qnn_api_native.py tests/test_capture.py tests/test_a
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup demo check lint unit test test-all conformance networks bench soak fuzz sbom wheel docs-api clean
+.PHONY: help setup demo check lint unit test test-all conformance networks bench bench-quantization soak fuzz sbom wheel docs-api clean
 .DELETE_ON_ERROR:
 
 help:
@@ -27,6 +27,7 @@ help:
 	@echo "make conformance  the ONNX backend tests over all paths; writes docs/op-coverage.md"
 	@echo "make networks     eight real networks at full size on both backends; writes docs/results/networks.md"
 	@echo "make bench        cost against bare C calls and ONNX Runtime's QNN provider"
+	@echo "make bench-quantization  the quantizer against ONNX Runtime's and AIMET's (under 3 hours)"
 	@echo "make soak         10,000 runs, 1,000 sessions, 4 threads: nothing grows, nothing is mixed up"
 	@echo "make fuzz         mutated model files against every loader"
 	@echo "make docs-api     writes docs/api.md from the docstrings"
@@ -83,6 +84,12 @@ bench: $(READY) $(PEER)
 	@mkdir -p results
 	$(BIN)/python -m benchmarks --peer-python $(PEER) --json results/bench.json --markdown docs/results/bench.md
 
+# The script makes the peers' environments .venv-peer-ort and .venv-aimet where they are not there yet.
+bench-quantization: $(READY)
+	@mkdir -p results
+	$(BIN)/python -m benchmarks.quantization_peers --json results/quantization-peers.json \
+		--markdown docs/results/quantization-peers.md
+
 soak: $(READY)
 	$(BIN)/python -m benchmarks.soak
 
@@ -99,5 +106,5 @@ wheel: $(READY)
 	$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation -w dist .
 
 clean:
-	rm -rf .venv .venv-peer build dist results .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf .venv .venv-peer .venv-peer-ort .venv-aimet build dist results .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
