@@ -111,6 +111,7 @@ def _activations(add: _Rows) -> None:
     for name in ("RELU", "SIGMOID", "TANH", "GELU", "ELU", "HARD_SWISH", "HARD_SIGMOID", "SOFTPLUS"):
         add(f"ElementWiseNeuron {name}", [n(*_X, scale=2.0)], operation=name)
     add("ElementWiseNeuron RELU_MIN_MAX", [n(*_X)], operation="RELU_MIN_MAX", min_value=0.0, max_value=6.0)
+    add("Tanh of one side", [u(-0.5, 2, *_X)])
     add("Prelu", [n(*_X), u(0, 0.5, 32, static=True)])
     for beta in (1.0, 2.0):
         add(f"Softmax beta {beta:g}", [n(1, 8, 32, 64, scale=2.0)], axis=3, beta=beta)
@@ -161,6 +162,7 @@ def _products(add: _Rows) -> None:
     add("TransposeConv3d", [n(1, 3, 4, 4, 8), w(2, 2, 2, 8, 8), c(8)], [(1, 6, 8, 8, 8)], **up)
     add("FullyConnected", [n(32, 128), n(96, 128, scale=0.09, static=True), c(96)], [(32, 96)])
     add("FullyConnected without bias", [n(32, 128), n(96, 128, scale=0.09, static=True)], [(32, 96)])
+    add("FullyConnected computed weight", [n(32, 128), n(96, 128, scale=0.09)], [(32, 96)])
     plain = {"transpose_in0": 0, "transpose_in1": 0}
     add("MatMul weight", [n(1, 32, 128), n(128, 96, scale=0.09, static=True)], [(1, 32, 96)], **plain)
     add("MatMul weight and bias", [n(32, 128), n(128, 96, scale=0.09, static=True), c(96)], [(32, 96)], **plain)

@@ -22,6 +22,7 @@ from npukit.qnn.graph import DType, Encoding, Graph, Op, Tensor, TensorKind
 from npukit.quantization.assign import Dummies, Legal, Plan, assign
 from npukit.quantization.calibrated import Calibrated, Scheme
 from npukit.quantization.calibration import Calibration
+from npukit.quantization.capabilities import unreliable
 from npukit.quantization.ranges import codes, reals
 from npukit.quantization.roles import Groups, Role, role, weight_axis
 from npukit.quantization.simulation import Simulation
@@ -38,10 +39,24 @@ _VECTORS = {
 }  # fmt: skip
 
 
-@functools.cache
+_open: dict[int, Backend] = {}
+
+
 def backend(arch: int) -> Backend:
-    """The emulator of one architecture, kept open."""
-    return Backend("htp", soc_id=CHIPS[arch])
+    """The emulator of one architecture, kept open until another is asked for.
+
+    Never two at once: libQnnHtp's validation then answers every one of them for the chip that was opened last.
+    """
+    if arch not in _open:
+        close()
+        _open[arch] = Backend("htp", soc_id=CHIPS[arch])
+    return _open[arch]
+
+
+def close() -> None:
+    """Close the emulator."""
+    while _open:
+        _open.popitem()[1].close()
 
 
 @functools.cache
@@ -50,9 +65,9 @@ def table() -> dict[str, Row]:
     return {row.label: row for row in rows()}
 
 
-def legal(arch: int) -> Legal:
-    """What that chip's validation takes, known faults left aside: those are what is looked for."""
-    return Legal({f"V{arch}": backend(arch).validate}, trusting=True)
+def legal(arch: int, *, trusting: bool = False) -> Legal:
+    """What that chip takes; `trusting`: its validation alone, since the known faults are what is looked for."""
+    return Legal({f"V{arch}": backend(arch).validate}, trusting=trusting)
 
 
 def ask(label: str, arch: int) -> dict[str, Any]:
@@ -92,7 +107,11 @@ def _operands(graph: Graph, op: Op, bits: int, arch: int) -> dict[str, list[str]
 def _is(weight: Tensor, width: int, by_channel: bool) -> bool:
     encoding = weight.encoding
     assert encoding is not None
-    return (encoding.bitwidth or weight.dtype.bits) == width and (encoding.axis is not None) == by_channel
+    return _width(weight) == width and (encoding.axis is not None) == by_channel
+
+
+def _width(weight: Tensor) -> int:
+    return (weight.encoding.bitwidth if weight.encoding is not None else 0) or weight.dtype.bits
 
 
 def _takes(op: Op, index: int, tensor: Tensor, form: tuple[DType, bool], arch: int) -> bool:
@@ -112,7 +131,7 @@ def quantized(row: Row, bits: int, weights: int, arch: int) -> tuple[Graph, dict
     calibration.update(feeds)
     groups = Groups(graph)
     source = Calibrated(calibration, groups, SCHEME)
-    made = assign(graph, Plan(activations=bits, weights=weights), source, legal(arch), groups)
+    made = assign(graph, Plan(activations=bits, weights=weights), source, legal(arch, trusting=True), groups)
     given = {}
     for tensor in made.graph.inputs:
         array = feeds[tensor.name]
@@ -144,7 +163,12 @@ def compare(label: str, bits: int, weights: int, arch: int) -> dict[str, Any]:
         except NpukitError as error:
             return found | {"error": str(error)[:300]}
         if any(precision != bits for precision in precisions.values()) or len(graph.ops) != len(precisions):
-            return found | {"refused": refusal[:300] or "no real numbers", "ops": [op.type for op in graph.ops]}
+            return found | {"refused": refusal[:300] or "no real numbers"}
+        weight = graph.ops[0].inputs[1] if weight_axis(graph.ops[0]) is not None else None
+        if weight is not None and (weight.encoding is None or _width(weight) != weights):
+            return found | {"refused": f"weights of {weights} bits"}
+        if reason := next(filter(None, map(unreliable, graph.ops)), ""):
+            found["unreliable"] = reason
         try:
             ours = Simulation(graph, "qdq", threads=1).run(feeds)
             theirs = emulate(graph, feeds, arch)

@@ -4,12 +4,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
 
 from benchmarks import simulation_run
 from npukit.qnn.graph import DType, Encoding, Graph, Op, Param, Tensor, TensorKind
+from npukit.quantization.capabilities import capability
 from npukit.quantization.simulation import as_computed
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _emulator() -> Iterator[None]:
+    """The emulator is opened here: what another module opened would answer for another chip."""
+    simulation_run.close()
+    yield
+    simulation_run.close()
 
 
 def _norm(kind: str) -> Graph:
@@ -40,3 +51,23 @@ def test_norms_keep_as_much_as_on_the_emulator(label: str) -> None:
     result = simulation_run.compare(label, 8, 8, 73)
     assert result["same"] > 0.9
     assert abs(result["sqnr"] - result["emulator_sqnr"]) < 0.4
+
+
+SLACK = 0.01  # of the elements: ONNX Runtime's float sums depend on the processor
+
+
+@pytest.mark.native
+@pytest.mark.parametrize("label", [label for label, row in simulation_run.table().items() if row.then is None])
+def test_within_the_bounds_of_the_table(label: str) -> None:
+    row = capability(simulation_run.table()[label].group)
+    for bits in (8, 16):
+        result = simulation_run.compare(label, bits, 8, 73)
+        if "share" not in result or "unreliable" in result:
+            assert "error" not in result or label in ("RmsNorm without beta", "MatMul weight and bias")
+            continue
+        bound = row.bound(bits, 73)
+        assert bound is not None
+        assert result["share"] >= bound.share - SLACK
+        assert result["most"] <= bound.steps + 1
+        if bits == 8 and label != "Resize LINEAR to half":
+            assert result["share"] >= 0.99

@@ -150,6 +150,11 @@ def _bias_and_channel_scales(op: Op) -> bool:
     return bias is not None and weight is not None and weight.encoding is not None and weight.encoding.axis is not None
 
 
+def _four_bits(op: Op) -> bool:
+    weight = op.inputs[1]
+    return weight is not None and weight.encoding is not None and weight.encoding.bitwidth == 4
+
+
 def _scatters_other_codes(op: Op) -> bool:
     data, updates = op.inputs[0], op.inputs[2]
     assert data is not None
@@ -177,6 +182,10 @@ UNRELIABLE = (
         _scatters_other_codes,
     ),
     Unreliable("RmsNorm", (8, 16), "RmsNorm without beta fails at graphFinalize (1002)", _absent(2)),
+    Unreliable("Conv3d", (8, 16), "Conv3d with weights of 4 bits fails at graphFinalize (1002)", _four_bits),
+    Unreliable(
+        "TransposeConv3d", (8, 16), "TransposeConv3d with weights of 4 bits fails at graphFinalize (1002)", _four_bits,
+    ),
     Unreliable(
         "MatMul", (8, 16), "MatMul with a bias and a scale per channel fails at graphAddNode (1000)",
         _bias_and_channel_scales,

@@ -43,12 +43,13 @@ FLOAT_ONLY = frozenset(("Cast", "IsNan", "IsInf", "Quantize", "Dequantize", "Con
 MOVES = frozenset(
     ("Reshape", "Transpose", "StridedSlice", "Split", "Gather", "GatherElements", "GatherNd", "Tile", "UnPack")
     + ("ExpandDims", "Squeeze", "DepthToSpace", "SpaceToDepth", "BatchToSpace", "SpaceToBatch", "PoolMax2d")
-    + ("PoolMax3d", "ResizeNearestNeighbor", "ChannelShuffle")
+    + ("PoolMax3d", "ResizeNearestNeighbor", "ChannelShuffle", "TopK")
 )
 # Several data inputs that are put together: those that go nowhere else are made in the result's encoding.
 _JOINS = frozenset(("Concat", "Pack"))
 # Inputs that HTP takes in 16 bits only with offset -32768 (its validation says so, and refuses others).
-_CENTRED_16 = frozenset((("MatMul", 1),))
+_CENTRED_16 = frozenset((op, 1) for op in ("MatMul", "FullyConnected", "Conv2d", "DepthWiseConv2d", "LayerNorm"))
+_CENTRED_16_RESULTS = frozenset(("Tanh",))  # and results; ElementWiseNeuron TANH takes any
 _CLAMPS = frozenset(("Relu", "Relu1", "Relu6", "ReluMinMax"))
 _CLAMPING_NEURONS = (4, 5)  # RELU and RELU_MIN_MAX of ElementWiseNeuron's `operation`
 
@@ -62,6 +63,20 @@ def weight_axis(op: Op) -> int | None:
         transposed = op.params.get("transpose_in1")
         return weight.rank - (2 if transposed is not None and transposed.value else 1)
     return _WEIGHT_AXIS.get(op.type)
+
+
+def block_axis(op: Op, block: int) -> int | None:
+    """The axis of input channels that blocks of a weight run along; None where HTP does not compute them right."""
+    axis, weight = weight_axis(op), op.inputs[1]
+    if axis is None or weight is None or op.type not in ("FullyConnected", "MatMul", "Conv2d"):
+        return None
+    along = axis - 1 if axis > 0 else 1
+    group = op.params.get("group")
+    if any(dim != 1 for at, dim in enumerate(weight.shape) if at not in (axis, along)):
+        return None
+    if (group is not None and group.value != 1) or weight.shape[along] % block:
+        return None
+    return along
 
 
 def role(op: Op, index: int) -> Role:
@@ -131,6 +146,7 @@ class Groups:
         for op in graph.ops:
             tables += [(op.outputs[0], source)] if (source := table(op)) is not None else []
             centred += [t for i, t in data_inputs(op) if (op.type, i) in _CENTRED_16]
+            centred += op.outputs if op.type in _CENTRED_16_RESULTS else ()
             joined = op.type in _JOINS or is_clamp(op)
             if op.type not in MOVES and not joined:
                 continue

@@ -1,0 +1,136 @@
+# SPDX-FileCopyrightText: npukit contributors
+# SPDX-License-Identifier: Apache-2.0
+"""docs/results/simulation.md from the figures of benchmarks.simulation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from benchmarks.simulation_cases import rows
+from npukit.quantization.capabilities import UNRELIABLE
+
+Found = dict[str, Any]
+GOAL_SHARE = 0.99
+GOAL_DB = 0.5
+# Why a graph is below the goal at 8 bits: by the words that its label begins with.
+_PAIR = "1 to 3% of the codes between the two ops differ by one, and the second op's slope makes steps of that"
+WHY = {"Resize LINEAR to half": "HTP rounds between the two directions too"}
+
+HEAD = """\
+# The simulation against the HTP emulator
+
+Written by `python -m benchmarks.simulation` (`--capabilities` asks and runs the ops anew, `--networks` the networks).
+Libraries: QAIRT {build}. The simulation is the quantized graph in ONNX Runtime; the emulator is libQnnHtp on x86-64.
+
+## Single ops
+
+One graph an op with ranges of its own data (normal numbers where the op takes them), weights of 8 bits; both get the
+same codes. *Within one step*: the share of output elements whose codes differ by at most one. *SQNR*: of the simulation
+and of the emulator against float. 16 bits: on V73 and later, and on V68 and V69, which sum products of 16 bits more
+coarsely; a step is 1/65535 of the range. What each op takes of weights, biases and norms is in
+`src/npukit/quantization/capabilities.json`, with these figures as bounds that tests hold.
+"""
+
+
+def page(figures: Found) -> str:
+    """The page."""
+    lines = [HEAD.format(build=figures["build"])]
+    lines += _summary(figures["ops"])
+    lines += ["", *_ops(figures["ops"]), "", "### Accepted, but not used", ""]
+    lines += ["HTP's validation takes these; they run in a finer precision, or in another form, instead.", ""]
+    lines += _table(("op", "activations", "why"), ((r.name, _bits(r.bits), r.reason) for r in UNRELIABLE))
+    lines += ["", "### Refused", "", *_refused(figures["ops"])]
+    lines += ["", "### Weights of 4 and 16 bits (V73)", "", *_weights(figures["ops"])]
+    if "networks" in figures:
+        lines += ["", *_networks(figures["networks"])]
+    return "\n".join(lines) + "\n"
+
+
+def _summary(ops: list[Found]) -> list[str]:
+    kept = [f for f in ops if "share" in f and f["bits"] == f["weights"] == 8 and "unreliable" not in f]
+    low = sorted({f["label"] for f in kept if f["share"] < GOAL_SHARE})
+    count = len({f["label"] for f in kept})
+    lines = [
+        f"At 8 bits {count - len(low)} of {count} graphs have at least {GOAL_SHARE:.0%} of their elements within one",
+        "step on every architecture. The others:",
+        "",
+    ]
+    for label in low:
+        share = min(f["share"] for f in kept if f["label"] == label)
+        lines.append(f"- {label} ({share:.1%}): {_PAIR if '+' in label else WHY.get(label, 'not explained')}")
+    return lines
+
+
+def _ops(ops: list[Found]) -> list[str]:
+    by_key = {(f["label"], f["bits"], f["arch"]): f for f in ops if f["weights"] == 8}
+    head = ("graph", "8: within one step", "most", "SQNR", "16: within one step", "most", "SQNR", "V68: within", "most")
+    made = []
+    for row in rows():
+        eight = _worst(by_key, row.label, 8, (68, 69, 73, 75, 79))
+        fine = _worst(by_key, row.label, 16, (73, 75, 79))
+        coarse = _worst(by_key, row.label, 16, (68, 69))
+        if eight is None and fine is None:
+            continue
+        made.append((row.label, *_cells(eight), *_cells(fine), *_cells(coarse)[:2]))
+    return _table(head, made)
+
+
+def _worst(by_key: dict[tuple[str, int, int], Found], label: str, bits: int, archs: tuple[int, ...]) -> Found | None:
+    found = [f for arch in archs if "share" in (f := by_key[label, bits, arch]) and "unreliable" not in f]
+    return min(found, key=lambda f: (f["share"], -f["most"])) if found else None
+
+
+def _cells(figure: Found | None) -> tuple[str, str, str]:
+    if figure is None:
+        return "-", "-", "-"
+    same = figure["sqnr"] > 190 and figure["emulator_sqnr"] > 190
+    sqnr = "exact" if same else f"{figure['sqnr']:.1f} / {figure['emulator_sqnr']:.1f}"
+    return f"{figure['share']:.2%}", str(figure["most"]), sqnr
+
+
+def _bits(bits: tuple[int, ...]) -> str:
+    return " and ".join(map(str, bits)) + " bits"
+
+
+def _refused(ops: list[Found]) -> list[str]:
+    found: dict[tuple[str, str], list[int]] = {}
+    for f in ops:
+        if "refused" in f and f["weights"] == 8 and f["arch"] == 73 and "+" not in f["label"]:
+            words = f["refused"].partition("failed validation: ")[2] or f["refused"]
+            found.setdefault((f["label"], words.split(";")[0][:110].replace("|", "/")), []).append(f["bits"])
+    made = ((label, _bits(tuple(bits)), words) for (label, words), bits in found.items())
+    return _table(("graph", "activations", "the validation's words"), made)
+
+
+def _weights(ops: list[Found]) -> list[str]:
+    found: dict[str, dict[tuple[int, int], Found]] = {}
+    for f in ops:
+        if f["weights"] != 8 and f["arch"] == 73 and "share" in f and "unreliable" not in f:
+            found.setdefault(f["label"], {})[f["bits"], f["weights"]] = f
+    head = ("graph", "W4A8", "most", "SQNR", "W4A16", "most", "SQNR", "W16A16", "most", "SQNR")
+    order = ((8, 4), (16, 4), (16, 16))
+    made = ((label, *(cell for key in order for cell in _cells(row.get(key)))) for label, row in found.items())
+    return _table(head, made)
+
+
+def _networks(networks: list[Found]) -> list[str]:
+    lines = [
+        "## Networks",
+        "",
+        "SQNR of the output against float, of the simulation and of the emulator (V73), on the same samples. Goal: at",
+        f"most {GOAL_DB} dB apart. The share within one step is printed and is no goal.",
+        "",
+    ]
+    head = ("network", "precision", "simulation dB", "emulator dB", "apart", "within one step", "most", "same top-1")
+    made = []
+    for n in networks:
+        apart = abs(n["sqnr"] - n["emulator_sqnr"])
+        mark = "" if apart <= GOAL_DB else " (missed)"
+        row = (n["network"], n["precision"], f"{n['sqnr']:.2f}", f"{n['emulator_sqnr']:.2f}", f"{apart:.2f}{mark}")
+        made.append((*row, f"{n['share']:.1%}", n["most"], f"{n['top1']:.0%}" if "top1" in n else "-"))
+    return [*lines, *_table(head, made)]
+
+
+def _table(head: tuple[str, ...], body: Iterable[tuple[Any, ...]]) -> list[str]:
+    return [f"| {' | '.join(map(str, row))} |" for row in (head, ("---",) * len(head), *body)]
