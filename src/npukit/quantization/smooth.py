@@ -79,9 +79,10 @@ def smooth(
         What was scaled, in the order of the graph.
     """
     done = []
+    stale: set[int] = set()  # readers whose input is no longer what `channels` says
     for span in spans(graph):
         side = _Side.of(span, channels)
-        if side is None:
+        if side is None or any(id(port.op) in stale for port in span.readers):
             continue
         before = side.noise(np.ones(span.count), activations, weights)
         tried = [
@@ -92,6 +93,7 @@ def smooth(
             continue
         factors = side.factors(best)
         span.divide(factors)
+        stale.update(id(port.op) for port in span.readers)
         makers, readers = (tuple(port.op.name for port in ports) for ports in (span.makers, span.readers))
         done.append(Smoothed(makers, readers, factors, best, before / max(after, 1e-30)))
     return done

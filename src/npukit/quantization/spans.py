@@ -451,8 +451,8 @@ def scale_constant(op: Op, index: int, factors: Array) -> None:
     put_constant(op, index, values * over_outputs(factors, axis, values.ndim))
 
 
-def over_outputs(factors: Array, axis: int, rank: int) -> Array:
-    """A vector laid along `axis` of `rank` axes."""
+def over_outputs(factors: Array, axis: int | None, rank: int) -> Array:
+    """A vector laid along `axis` of `rank` axes; one value where there is no axis."""
     return factors.reshape([-1 if a == axis else 1 for a in range(rank)])
 
 
