@@ -98,8 +98,11 @@ class Trials:
         """The metric and the traffic of a plan."""
         self.tried += 1
         case = self.task.case
-        tensors = {name.partition(" ")[2]: self._ladders[name][level] for name, level in levels.items()}
-        graph = assign(case.graph, Plan(tensors=tensors), self._encodings, case.legal, self._groups).graph
+        plan = Plan()
+        for name, level in levels.items():
+            kind, _, item = name.partition(" ")
+            (plan.ops if kind == "weight" else plan.tensors)[item] = self._ladders[name][level]
+        graph = assign(case.graph, plan, self._encodings, case.legal, self._groups).graph
         results = self._outputs(Simulation(graph, "qdq"), "qdq", graph)
         metric = self.task.metric(results, self._references)
         return Point(dict(levels), metric, cost.traffic(graph), graph.static_bytes())
@@ -119,22 +122,23 @@ def greedy(units: Sequence[Unit], trial: Callable[[Levels], Point], target: floa
     while best.metric < target and time.monotonic() < end:
         options = []
         for unit in units:
-            if unit.name not in levels and time.monotonic() < end:
-                point = trial({**levels, unit.name: 1})
+            level = levels.get(unit.name, 0) + 1
+            if level < len(unit.ladder) and time.monotonic() < end:
+                point = trial({**levels, unit.name: level})
                 options.append(
                     (((point.metric - best.metric) / max(point.traffic - best.traffic, 1)), unit.name, point)
                 )
         if not options:
             break
         _, name, best = max(options, key=lambda option: option[0])
-        levels[name] = 1
+        levels[name] = levels.get(name, 0) + 1
         tried.append(best)
     return Found(best.metric >= target, best, tuple(tried), target)
 
 
 PAGE = """# Accuracy search against exhaustive greedy search
 
-From W8A8 to a target by promoting activations to 16 bits, then float. Greedy tries every unit in each step and keeps
+From W8A8 to a target by promoting activations and weights to 16 bits, activations then to float. Greedy tries every unit in each step and keeps
 the one that gains most per byte; the search of `npukit quantize --accuracy-target` tries at most 40 plans. Traffic is
 the bytes that all ops of a run read and write, estimated; *over* is the search's beyond greedy's. Simulated, judged on
 samples that calibration has not seen.

@@ -3,9 +3,10 @@
 """The least of a network in finer precision with which an accuracy target holds.
 
 A unit is what can be promoted on its own: a group of activations that share an encoding (8 -> 16 bits -> float), or the
-weight of an op (4 -> 8 bits). Units are ordered by how much noise they are seen to add in one pass; the shortest
-beginning of that order with which the target holds is found by bisection; then every unit of it that is not needed
-is given back, the costliest first, whole runs of them at once while that holds.
+weight of an op (4 -> 8 -> 16 bits; 16 where its activations have them too). Units are ordered by how much noise they
+are seen to add in one pass; the shortest beginning of that order with which the target holds is found by bisection;
+then every unit of it that is not needed is given back, the costliest first, whole runs of them at once while that
+holds.
 """
 
 from __future__ import annotations
@@ -160,7 +161,9 @@ class _Search:
         for level in range(1, max((len(unit.ladder) for unit in self._units), default=1)):
             whole = self._raised(base, len(self._units), level)
             if self._holds(whole):
-                self._prune(self._shortest(base, level), base)
+                kept = self._pruned(self._shortest(base, level), base)
+                if base:
+                    self._pruned(kept, {})
                 return
             base = whole
 
@@ -185,7 +188,7 @@ class _Search:
                 raised[unit.name] = min(level, len(unit.ladder) - 1)
         return raised
 
-    def _prune(self, levels: Levels, base: Levels) -> None:
+    def _pruned(self, levels: Levels, base: Levels) -> Levels:
         """Give back what is not needed: runs of units, the costliest first, in halves where a run is needed."""
         cost = {unit.name: unit.cost for unit in self._units}
         raised = sorted((n for n in levels if levels[n] != base.get(n, 0)), key=lambda n: -cost[n])
@@ -200,6 +203,7 @@ class _Search:
                 levels = without
             elif len(run) > 1:
                 queue += [run[: len(run) // 2], run[len(run) // 2 :]]
+        return levels
 
     def _holds(self, levels: Levels) -> bool:
         key = tuple(sorted(levels.items()))

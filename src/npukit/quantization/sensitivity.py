@@ -28,7 +28,7 @@ def find_units(
     plan: Plan,
     samples: Sequence[Mapping[str, Array]],
 ) -> list[Unit]:
-    """The groups of activations and the 4-bit weights of a graph as units of a search.
+    """The groups of activations and the weights of a graph as units of a search.
 
     The noise of a group is that of its own encoding, relative to the signal, times the largest gain that an op which
     reads it has on relative noise.
@@ -57,8 +57,11 @@ def find_units(
         ladder = (8, 16, FLOAT) if start == 8 else (16, FLOAT)
         units.append(Unit(f"activation {members[0].name}", "activation", ladder, noise, float(size)))
     for op in graph.ops:
-        if weight_axis(op) is not None and plan.ops.get(op.name, plan.weights) == 4 and op.name not in plan.ops:
-            units.append(Unit(f"weight {op.name}", "weight", (4, 8), *_weight(op.inputs[1], assigned, op.name)))
+        bits = plan.ops.get(op.name, plan.weights)
+        if weight_axis(op) is None or op.name in plan.ops or bits == 16 or assigned.precisions.get(op.name) == FLOAT:
+            continue
+        ladder = (4, 8, 16) if bits == 4 else (8, 16)
+        units.append(Unit(f"weight {op.name}", "weight", ladder, *_weight(op.inputs[1], assigned, op.name)))
     return units
 
 
@@ -70,13 +73,13 @@ def _groups(graph: Graph, groups: Groups) -> list[list[Tensor]]:
 
 
 def _weight(source: Tensor | None, assigned: Assigned, name: str) -> tuple[float, float]:
-    """Relative noise of an op's weight, and the bytes that 8 bits cost more."""
+    """Relative noise of an op's weight, and the bytes that the next precision costs more."""
     op = next(op for op in assigned.graph.ops if op.name == name)
     held = op.inputs[1]
     if source is None or held is None or held.encoding is None:
         return 0.0, 0.0
     exact = np.asarray(source.data, np.float64)
-    return _relative(dequantized(held) - exact, exact), source.nbytes / 8
+    return _relative(dequantized(held) - exact, exact), source.nbytes / 4
 
 
 def _relative(error: Array, signal: Array) -> float:
