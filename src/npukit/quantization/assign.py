@@ -50,14 +50,28 @@ def finest(precisions: Sequence[int]) -> int:
     return max(precisions, key=_ORDER.__getitem__)
 
 
+def block_axis(op: Op, block: int) -> int | None:
+    """The axis of input channels that blocks of a weight run along; None where HTP does not compute them right."""
+    axis, weight = weight_axis(op), op.inputs[1]
+    if axis is None or weight is None or op.type not in ("FullyConnected", "MatMul", "Conv2d"):
+        return None
+    along = axis - 1 if axis > 0 else 1
+    group = op.params.get("group")
+    if any(dim != 1 for at, dim in enumerate(weight.shape) if at not in (axis, along)):
+        return None
+    if (group is not None and group.value != 1) or weight.shape[along] % block:
+        return None
+    return along
+
+
 class Encodings(Protocol):
     """Where encodings come from: calibration and overrides, or dummies for asking a target."""
 
     def activation(self, tensor: Tensor, bits: int) -> Encoding:
         """The per-tensor encoding of a computed tensor at 8 or 16 bits."""
 
-    def weight(self, op: Op, axis: int | None, bits: int) -> tuple[Array, Encoding]:
-        """Codes and encoding of input 1 of `op`; `axis` None: per tensor."""
+    def weight(self, op: Op, axis: int | None, bits: int, block: int = 0) -> tuple[Array, Encoding]:
+        """Codes and encoding of input 1 of `op`; `axis` None: per tensor; `block`: LPBQ with blocks of that size."""
 
     def reach(self, constant: Tensor, bits: int) -> ranges.Range:
         """The values of a constant operand that matter in `bits`."""
@@ -78,6 +92,8 @@ class Plan:
         weights: bits of a weight that `ops` does not name: 4, 8 or 16.
         per_channel: weights of convolutions have a scale for each output channel.
         per_row: those of FullyConnected and MatMul too.
+        block: weights of 4 bits are block-wise (LPBQ) with blocks of this size where they can be; 0 for none.
+        bias: bits of a bias, 8 or 32; 32 where a target refuses 8, as HTP does with weights per channel.
         tensors: precision by tensor name; what is named here is held so, whatever its op computes in.
         ops: weight bits by op name.
         floats: names of ops that compute in float.
@@ -88,6 +104,8 @@ class Plan:
     weights: int = 8
     per_channel: bool = True
     per_row: bool = True
+    block: int = 0
+    bias: int = 32
     tensors: dict[str, int] = field(default_factory=dict)
     ops: dict[str, int] = field(default_factory=dict)
     floats: frozenset[str] = frozenset()
@@ -160,10 +178,11 @@ class Dummies:
         del tensor
         return Encoding.per_tensor(2.0**-bits, -(1 << (bits - 1)))
 
-    def weight(self, op: Op, axis: int | None, bits: int) -> tuple[Array, Encoding]:
+    def weight(self, op: Op, axis: int | None, bits: int, block: int = 0) -> tuple[Array, Encoding]:
         """Zeros."""
         source = op.inputs[1]
         assert source is not None
+        assert not block
         count = 1 if axis is None else source.shape[axis]
         encoding = Encoding((0.01,) * count, (0,) * count, axis=axis, bitwidth=4 if bits == 4 else 0)
         return np.broadcast_to(np.int8(0), source.shape), encoding
@@ -306,14 +325,18 @@ class _Assignment:
         assert source is not None
         if self._encodings.asked(source) is not None:
             widths, axes = [0], [None]  # as it was asked for, and no other
+        biased = len(op.inputs) > 2 and op.inputs[2] is not None
         for width in dict.fromkeys(widths):
-            for place in axes:
-                weight = self._weight(op, place, width)
-                inputs = [base.inputs[0], weight, *base.inputs[2:]]
-                if len(op.inputs) > 2 and op.inputs[2] is not None:
-                    assert base.inputs[0] is not None
-                    inputs[2] = self._bias(op, base.inputs[0], weight)
-                yield replace(base, inputs=inputs)
+            blocks = self._plan.block if width == 4 and axes[0] is not None else 0
+            kinds = [(axis, blocks)] if blocks and block_axis(op, blocks) is not None else []
+            for place, block in (*kinds, *((place, 0) for place in axes)):
+                weight = self._weight(op, place, width, block)
+                for bias in dict.fromkeys((self._plan.bias, 32)) if biased else (0,):
+                    inputs = [base.inputs[0], weight, *base.inputs[2:]]
+                    if biased:
+                        assert base.inputs[0] is not None
+                        inputs[2] = self._bias(op, base.inputs[0], weight, bias)
+                    yield replace(base, inputs=inputs)
 
     def _normed(self, op: Op, base: Op, bits: int) -> Iterator[Op]:
         for gamma in _GAMMA[bits]:
@@ -427,16 +450,16 @@ class _Assignment:
         """Whether another form of this constant has its name already."""
         return any(key[0] == id(tensor) for key in self._made)
 
-    def _weight(self, op: Op, axis: int | None, bits: int) -> Tensor:
+    def _weight(self, op: Op, axis: int | None, bits: int, block: int) -> Tensor:
         source = op.inputs[1]
         assert source is not None
-        key = (id(source), ("weight", axis, bits))
+        key = (id(source), ("weight", axis, bits, block))
         if key not in self._made:
             asked = self._encodings.asked(source)
             if asked is not None:
                 self._made[key] = self._coded(source, *asked)
             else:
-                codes, encoding = self._encodings.weight(op, axis, bits)
+                codes, encoding = self._encodings.weight(op, axis, bits, block)
                 self._made[key] = self._named(source, WEIGHT[bits], encoding, codes)
         return self._made[key]
 
@@ -450,16 +473,24 @@ class _Assignment:
         data = codes.astype(dtype.numpy, copy=False)
         return Tensor(name, dtype, source.shape, TensorKind.STATIC, encoding, data, source.held)
 
-    def _bias(self, op: Op, x: Tensor, weight: Tensor) -> Tensor:
-        """The bias in int32 at the accumulator's scale, scale_x * scale_w, by channel where the weight is."""
+    def _bias(self, op: Op, x: Tensor, weight: Tensor, bits: int) -> Tensor:
+        """The bias in int32 at the accumulator's scale, scale_x * scale_w, by channel where the weight is; or 8 bits.
+
+        Those are unsigned with one scale, which is the only form that HTP takes.
+        """
         source = op.inputs[2]
         assert source is not None
         assert x.encoding is not None
         assert weight.encoding is not None
-        key = (id(source), ("bias", op.name, x.encoding, weight.encoding))
+        key = (id(source), ("bias", op.name, bits, x.encoding, weight.encoding))
         if key not in self._made:
             values = self._encodings.bias(op, weight)
             dtype, encoding = self._encodings.asked(source) or (DType.SFIXED_POINT_32, None)
+            if dtype is DType.SFIXED_POINT_8 and encoding is not None and encoding.axis is None:
+                dtype, encoding = ACTIVATION[8], Encoding.per_tensor(encoding.scale, encoding.offset - 128)
+            if encoding is None and bits == 8:
+                reach = ranges.Range(float(values.min(initial=0.0)), float(values.max(initial=0.0)))
+                dtype, encoding = ACTIVATION[8], ranges.encoding(reach, 8)
             if encoding is None:
                 scales = np.asarray(weight.encoding.scales, np.float64) * x.encoding.scale
                 axis = 0 if len(scales) > 1 else None

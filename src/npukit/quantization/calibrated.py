@@ -12,14 +12,14 @@ import numpy as np
 from npukit.errors import InputError
 from npukit.qnn.graph import Array, DType, Encoding, Op, Tensor, TensorKind
 from npukit.quantization import ranges
-from npukit.quantization.assign import ACTIVATION
+from npukit.quantization.assign import ACTIVATION, block_axis
 from npukit.quantization.calibration import Calibration
 from npukit.quantization.entry import Entry
 from npukit.quantization.masking import lowest_seen
 from npukit.quantization.observers import Observer, observed_range
 from npukit.quantization.ranges import Range
 from npukit.quantization.roles import Groups
-from npukit.quantization.weights import quantize_weights
+from npukit.quantization.weights import blockwise, quantize_weights
 from npukit.raising.encodings import dequantized
 
 # Channels of tiny weights keep their bits; the product with an activation's scale is still a normal float32.
@@ -70,7 +70,7 @@ class Calibrated:
         self._tables: dict[str, Observer] = {}
         self._masks: dict[int, dict[str, float]] = {}
         self._ranges: dict[tuple[int, int], Encoding] = {}
-        self._weights: dict[tuple[int, int | None, int], tuple[Array, Encoding]] = {}
+        self._weights: dict[tuple[int, int | None, int, int], tuple[Array, Encoding]] = {}
 
     def activation(self, tensor: Tensor, bits: int) -> Encoding:
         """The encoding that `tensor` shares with its group."""
@@ -137,13 +137,28 @@ class Calibrated:
         dtype = DType[f"{sign}FIXED_POINT_{max(entry.bitwidth, 8)}"]
         return dtype, entry.encoding(dtype)
 
-    def weight(self, op: Op, axis: int | None, bits: int) -> tuple[Array, Encoding]:
-        """Codes and encoding of the weight of `op`."""
+    def weight(self, op: Op, axis: int | None, bits: int, block: int = 0) -> tuple[Array, Encoding]:
+        """Codes and encoding of the weight of `op`; with blocks of `block` input channels where that is not 0."""
         source = op.inputs[1]
         assert source is not None
         assert source.data is not None
-        key = (id(source), axis, bits)
-        if key not in self._weights:
+        key = (id(source), axis, bits, block)
+        if key not in self._weights and block:
+            along = block_axis(op, block)
+            assert axis is not None
+            assert along is not None
+            least = self.scheme.weight_method in ("mse", "sqnr", "enhanced")
+            self._weights[key] = blockwise(
+                source.data,
+                axis,
+                along,
+                block,
+                bits,
+                method="mse" if least else "min-max",
+                importance=self._importance(op) if self.scheme.importance and least else None,
+                name=source.name,
+            )
+        elif key not in self._weights:
             self._weights[key] = quantize_weights(
                 source.data,
                 bits,

@@ -65,20 +65,6 @@ def weight_axis(op: Op) -> int | None:
     return _WEIGHT_AXIS.get(op.type)
 
 
-def block_axis(op: Op, block: int) -> int | None:
-    """The axis of input channels that blocks of a weight run along; None where HTP does not compute them right."""
-    axis, weight = weight_axis(op), op.inputs[1]
-    if axis is None or weight is None or op.type not in ("FullyConnected", "MatMul", "Conv2d"):
-        return None
-    along = axis - 1 if axis > 0 else 1
-    group = op.params.get("group")
-    if any(dim != 1 for at, dim in enumerate(weight.shape) if at not in (axis, along)):
-        return None
-    if (group is not None and group.value != 1) or weight.shape[along] % block:
-        return None
-    return along
-
-
 def role(op: Op, index: int) -> Role:
     """What input `index` is to `op`."""
     if weight_axis(op) is not None:

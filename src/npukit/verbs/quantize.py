@@ -64,6 +64,12 @@ class QuantizeOptions:
     )
     activations: int = opt(8, "Bits of activations.", choices=("8", "16"), parse=int)
     weights: int = opt(8, "Bits of weights.", choices=("4", "8", "16"), parse=int)
+    block_size: int | None = opt(
+        None, "Blocks of 4-bit weights with a scale each (LPBQ), where inputs divide.",
+        choices=("8", "16", "32", "64", "128"), parse=int,
+    )  # fmt: skip
+    bias: int = opt(32, "Bits of biases; 32 where 8 are refused.", choices=("8", "32"), parse=int)
+    float_bitwidth: int = opt(32, "Width that is held what stays float.", choices=("16", "32"), parse=int)
     activation_method: str = opt("mse", "How ranges of activations are chosen.", choices=METHODS)
     weight_method: str = opt("mse", "How ranges of weights are chosen.", choices=METHODS)
     percentile: float = opt(99.99, "Of --activation-method percentile, 90 to 100.")
@@ -260,6 +266,8 @@ def quantize(options: QuantizeOptions) -> QuantizeResult:
     """
     from npukit.targets import resolve
 
+    if options.block_size is not None and int(options.weights) != 4:
+        raise UsageError("blocks are for weights of 4 bits", where="--block-size", hint="add --weights 4")
     if options.calibration is None and not options.float_fallback:
         raise UsageError(
             "calibration data is needed",

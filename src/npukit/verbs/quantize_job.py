@@ -303,6 +303,8 @@ def _plan(options: QuantizeOptions, levels: Mapping[str, int]) -> Plan:
         weights=int(options.weights),
         per_channel=options.per_channel,
         per_row=options.per_row,
+        block=int(options.block_size or 0),
+        bias=int(options.bias),
         floats=frozenset(floats),
         float_io=options.float_io,
     )
