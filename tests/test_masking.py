@@ -13,7 +13,7 @@ from npukit.lowering import LowerOptions, lower
 from npukit.quantization.assign import Legal, Plan, assign
 from npukit.quantization.calibrated import Calibrated, Scheme
 from npukit.quantization.calibration import Calibration
-from npukit.quantization.masking import MASKED, Peaks, depth, lowest_seen
+from npukit.quantization.masking import MASKED, Peaks, depth, lowest_seen, unseen_masks
 from npukit.quantization.roles import Groups
 from npukit.quantization.simulation import Simulation, native_feeds, real_outputs
 from npukit.targets import resolve
@@ -217,3 +217,14 @@ def test_an_embedding_is_held_in_the_codes_of_its_rows(bits):
     assert source.encoding == moved.encoding
     assert source.encoding.scale * ((1 << bits) - 1) == pytest.approx(values.max() - values.min(), rel=1e-6)
     assert not any(op.type in ("Quantize", "Dequantize") for op in made.graph.ops)
+
+
+@pytest.mark.parametrize("spelling", [added, given])
+def test_a_mask_that_calibration_never_used_is_named(spelling):
+    graph = lowered(spelling(-1e4))
+    full, padded = Calibration(graph), Calibration(graph)
+    *short, last = samples(graph, -1e4, ROWS - 1)
+    full.update(last)
+    assert len(unseen_masks(graph, full)) == 1
+    padded.update(short[0])
+    assert unseen_masks(graph, padded) == []

@@ -88,6 +88,21 @@ def lowest_seen(graph: Graph, calibration: Calibration, bits: int) -> dict[str, 
         calibration: what was observed of it.
         bits: of the Softmaxes' outputs.
     """
+    found = _matters(graph, calibration, bits)
+    return {tensor.name: low for tensor, low in found if _reach(tensor, calibration)[0] < low}
+
+
+def unseen_masks(graph: Graph, calibration: Calibration) -> list[str]:
+    """Tensors added to what a Softmax sees that were zero in every sample: with no range, a mask would not mask."""
+    found = {id(tensor) for tensor, _ in _matters(graph, calibration, 8)}
+    added = [t for op in graph.ops if op.type == "ElementWiseAdd" and id(op.outputs[0]) in found for t in op.inputs]
+    seen = calibration.observers
+    names = [t.name for t in added if t is not None and id(t) in found and t.kind is not TensorKind.STATIC]
+    return [name for name in dict.fromkeys(names) if seen[name].count and seen[name].low == seen[name].high == 0]
+
+
+def _matters(graph: Graph, calibration: Calibration, bits: int) -> list[tuple[Tensor, float]]:
+    """Tensors and constants that only Softmaxes see, and below what nothing of them matters, the last first."""
     matters: dict[int, float] = {id(tensor): -math.inf for tensor in graph.outputs}
     tensors: dict[int, Tensor] = {}
     for op in reversed(graph.ops):
@@ -104,11 +119,7 @@ def lowest_seen(graph: Graph, calibration: Calibration, bits: int) -> dict[str, 
             passed[id(tensor)] = min(value, 0.0)
         for key, value in passed.items():
             matters[key] = min(matters[key], value)
-    return {
-        tensor.name: matters[key]
-        for key, tensor in tensors.items()
-        if math.isfinite(matters[key]) and _reach(tensor, calibration)[0] < matters[key]
-    }
+    return [(tensor, matters[key]) for key, tensor in tensors.items() if math.isfinite(matters[key])]
 
 
 def _passed(op: Op, below: float, calibration: Calibration, bits: int) -> Iterator[tuple[int, float]]:
