@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What each technique of quantization brings: `python -m benchmarks.quantization_techniques`.
 
-Each row adds one technique to those above it. Figures are the SQNR in dB of the simulated quantized graph's outputs
+Figures are the SQNR in dB of the simulated quantized graph's outputs
 against the float graph's, on samples that calibration has not seen.
 """
 
@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 
@@ -27,12 +28,12 @@ from npukit.quantization.assign import Legal, Plan, assign
 from npukit.quantization.calibrated import Calibrated, Scheme
 from npukit.quantization.calibration import Calibration
 from npukit.quantization.equalize import absorb_bias, absorbing, copied, equalize
+from npukit.quantization.ranges import dtype_of
 from npukit.quantization.roles import Groups, weight_axis
-from npukit.quantization.rounding import Moments, round_weights
+from npukit.quantization.rounding import Moments, round_and_fit, round_weights
 from npukit.quantization.simulation import Simulation, native_feeds, real_outputs
 from npukit.quantization.smooth import smooth, smoothing
 from npukit.quantization.spans import spans
-from npukit.quantization.weights import weight_dtype
 from npukit.targets import resolve
 from npukit.verbs.convert import validator
 
@@ -51,6 +52,7 @@ class Recipe:
     equalized: bool = False
     smoothed: bool = False
     rounded: bool = False
+    fitted: bool = False
 
 
 _PLAIN = Scheme("min-max", "min-max", importance=False, bias_correction=False)
@@ -58,12 +60,15 @@ _MSE = replace(_PLAIN, activation_method="mse", weight_method="mse")
 _BIAS = Scheme()
 RECIPES = (
     Recipe("min-max", _PLAIN),
-    Recipe("+ mse", _MSE),
-    Recipe("+ importance", replace(_MSE, importance=True)),
-    Recipe("+ bias correction", _BIAS),
-    Recipe("+ equalization", _BIAS, equalized=True),
-    Recipe("+ smoothing", _BIAS, equalized=True, smoothed=True),
-    Recipe("+ rounding", _BIAS, equalized=True, smoothed=True, rounded=True),
+    Recipe("mse", _MSE),
+    Recipe("mse, importance", replace(_MSE, importance=True)),
+    Recipe("mse, bias", replace(_MSE, bias_correction=True)),
+    Recipe("default: mse, importance, bias", _BIAS),
+    Recipe("default, equalized", _BIAS, equalized=True),
+    Recipe("default, smoothed", _BIAS, smoothed=True),
+    Recipe("default, equalized, smoothed", _BIAS, equalized=True, smoothed=True),
+    Recipe("default, smoothed, rounded", _BIAS, smoothed=True, rounded=True),
+    Recipe("default, smoothed, rounded, fitted", _BIAS, smoothed=True, rounded=True, fitted=True),
 )
 
 
@@ -74,27 +79,31 @@ class Case:
     title: str
     graph: Graph
     legal: Legal
-    calibration: list[Sample]
-    held_out: list[Sample]
+    calibration: Sequence[Sample]
+    held_out: Sequence[Sample]
 
 
 class Rounded(Calibrated):
     """Encodings with weights rounded by second moments."""
 
     moments: Moments | None = None
+    fitted = False
 
-    def weight(self, op: Op, axis: int | None, bits: int) -> tuple[Array, Encoding]:
+    def weight(self, op: Op, *how: Any) -> tuple[Array, Encoding]:
         """Codes and encoding of the weight of `op`."""
-        found, encoding = super().weight(op, axis, bits)
+        found, encoding = super().weight(op, *how)
         moments = None if self.moments is None else self.moments.by_op.get(op.name)
         if moments is None:
             return found, encoding
         source = op.inputs[1]
         assert source is not None
         assert source.data is not None
+        values = np.asarray(source.data)
         centred = self.scheme.bias_correction and len(op.inputs) > 2 and op.inputs[2] is not None
-        dtype = weight_dtype(bits)
-        return round_weights(op, np.asarray(source.data), encoding, moments, centred=centred, dtype=dtype), encoding
+        dtype = dtype_of(found.dtype)
+        if self.fitted:
+            return round_and_fit(op, values, encoding, moments, centred=centred, dtype=dtype)
+        return round_weights(op, values, encoding, moments, centred=centred, dtype=dtype), encoding
 
 
 # ---------------------------------------------------------------- networks
@@ -166,8 +175,8 @@ CASES: dict[str, Callable[[Path, contextlib.ExitStack], Case]] = {
     "mobilenet_v2_uneven": _network("mobilenet_v2", "MobileNetV2, uneven channels", unequalized, (48, 16)),
     "resnet50": _network("resnet50", "ResNet-50", None, (32, 12)),
     "vit_b16": _network("vit_b16", "ViT", None, (64, 24)),
-    "bert_base_outliers": _network("bert_base", "BERT, outliers", with_outliers, (64, 24)),
-    "llama_block": _network("llama_block", "Llama block", None, (64, 24)),
+    "vit_b16_outliers": _network("vit_b16", "ViT, outliers", with_outliers, (64, 24)),
+    "bert_base": _network("bert_base", "BERT", None, (64, 24)),
 }
 
 
@@ -202,6 +211,7 @@ def _calibrated(case: Case, recipe: Recipe, weights: int, activations: int) -> t
     encodings = Rounded(_calibration(graph, case.calibration, names), Groups(graph), recipe.scheme)
     if recipe.rounded:
         encodings.moments = moments = Moments(graph)
+        encodings.fitted = recipe.fitted
         simulation = Simulation(graph, "float", fetch=list(moments.tensors.values()))
         for sample in case.calibration:
             feeds = native_feeds(graph, sample, "float")
@@ -218,10 +228,9 @@ def _calibration(graph: Graph, data: Sequence[Sample], names: Sequence[str]) -> 
     return seen
 
 
-def _outputs(graph: Graph, data: Sequence[Sample], kind: str) -> list[dict[str, Array]]:
-    quantized = "qdq" if kind == "qdq" else "float"
-    simulation = Simulation(graph, quantized)
-    return [real_outputs(graph, simulation.run(native_feeds(graph, x, quantized))) for x in data]
+def _outputs(graph: Graph, data: Sequence[Sample], kind: Literal["float", "qdq"]) -> list[dict[str, Array]]:
+    simulation = Simulation(graph, kind)
+    return [real_outputs(graph, simulation.run(native_feeds(graph, x, kind))) for x in data]
 
 
 def _sqnr(reference: Sequence[Mapping[str, Array]], found: Sequence[Mapping[str, Array]]) -> float:
@@ -236,18 +245,19 @@ def _sqnr(reference: Sequence[Mapping[str, Array]], found: Sequence[Mapping[str,
 PAGE = """# What each technique of quantization brings
 
 SQNR in dB of the outputs (the higher the better, 6 dB halve the error) of the simulated quantized graph against the
-float graph, on samples that calibration has not seen. Each row adds one technique to those above it; weights have a
-scale for each output channel. Networks are those of `networks/`, size small, with random weights but for the digits
-CNN, which is trained. *Uneven channels*: the channels between layers are spread over two decades, clamps are Relu.
-*Outliers*: three channels of what each norm gives are 40 times as large.
+float graph, on samples that calibration has not seen. Weights have a scale for each output channel. Networks are those
+of `networks/`, size small, with random weights, and the digits CNN, which is trained. *Uneven*: the channels between
+layers are spread over two decades, clamps are Relu. *Outliers*: three channels of what each norm gives are 40 times as
+large, and the weights that read them as much smaller.
 
 - **mse**: ranges of activations and scales of weights of least squared error instead of the largest magnitude
 - **importance**: the error of a weight counts as much as the mean square of what it multiplies
-- **bias correction**: biases take up the mean error of the weights (arXiv 1906.04721)
-- **equalization**: channels between layers are scaled to even ranges of weights, high biases absorbed (same paper)
-- **smoothing**: channels of activations are evened out at the weights' expense, where an estimate says that it
-  helps (arXiv 2211.10438)
-- **rounding**: weights are rounded so that the error of the output is least (GPTQ, arXiv 2210.17323)
+- **bias**: biases take up the mean error of the weights (arXiv 1906.04721, section 4.2)
+- **equalized**: channels between layers are scaled to even ranges of weights, high biases absorbed (same paper, 4.1)
+- **smoothed**: channels of activations are evened out at the weights' expense, where an estimate says that it helps
+  (arXiv 2211.10438); between convolutions as well
+- **rounded**: weights are rounded so that the error of the output is least (GPTQ, arXiv 2210.17323)
+- **fitted**: a few scales are tried around the one of each channel, and the one kept that rounds best
 
 {table}
 
