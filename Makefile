@@ -11,7 +11,7 @@ DEMO_OUT ?= results/demo
 CONFORMANCE_OUT ?= results/conformance
 # The second supported core API (2.40, wheel 2.7.0) stands beside the installed wheel; the binding is tested with both.
 NEWER := $(CURDIR)/.venv/data-2.7.0
-BINDING_TESTS := tests/test_qnn_api_native.py tests/test_capture.py tests/test_artifacts.py
+BINDING_TESTS := tests/test_qnn_api_native.py tests/test_capture.py tests/test_artifacts.py tests/test_quantize_forms.py
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 

@@ -59,12 +59,13 @@ class Criteria:
 
 
 # By the precision that the artifact computes in. float32: what QNN CPU keeps on the networks of the test suite;
-# float16: 11 bits of significand after a deep network; integers: activations of that width.
+# float16: 11 bits of significand after a deep network; integers: activations of that width; int4: weights of 4 bits.
 CRITERIA: Mapping[str, Criteria] = {
     "float32": Criteria(min_sqnr=60.0, max_error=1e-3),
     "float16": Criteria(min_sqnr=40.0, max_error=2e-2, min_exact=0.99),
     "int16": Criteria(min_sqnr=30.0, max_error=5e-2, min_exact=0.99, max_code_error=4),
     "int8": Criteria(min_sqnr=20.0, max_error=1e-1, min_exact=0.99, max_code_error=2),
+    "int4": Criteria(min_sqnr=10.0, max_error=3e-1, min_exact=0.9, max_code_error=2),
 }
 
 

@@ -39,7 +39,13 @@ def traffic(graph: Graph) -> int:
 
 
 def precision(graph: Graph) -> str:
-    """The coarsest form that the graph's activations are held in: "float32", "float16", "int16" or "int8"."""
+    """The coarsest form that the graph's activations are held in: "float32", "float16", "int16" or "int8".
+
+    "int4" where weights have 4 bits, which is coarser than any of these.
+    """
+    encodings = [t.encoding for t in graph.tensors() if t.encoding is not None]
+    if any(encoding.bitwidth == 4 or encoding.block_scales is not None for encoding in encodings):
+        return "int4"
     found = {t.dtype for t in graph.tensors() if t.kind is not TensorKind.STATIC}
     widths = {d.bits for d in found if d.is_quantized}
     if widths:

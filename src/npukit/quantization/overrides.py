@@ -431,8 +431,9 @@ def _lost(entry: Entry, tensor: Tensor | None) -> str:
         return "" if tensor.dtype.is_float and tensor.dtype.bits == entry.bitwidth else tensor.dtype.name
     if not tensor.dtype.is_quantized or encoding is None:
         return tensor.dtype.name
-    if (encoding.bitwidth or tensor.dtype.bits) != entry.bitwidth:
-        return f"{encoding.bitwidth or tensor.dtype.bits} bits"
+    bits = encoding.bitwidth or tensor.dtype.bits - encoding.block_scale_bits  # QNN's LPBQ does not say it
+    if bits != entry.bitwidth:
+        return f"{bits} bits"
     if entry.only_precision:
         return ""
     wanted = entry.encoding(tensor.dtype)

@@ -40,7 +40,7 @@ _CHECKED = 8  # calibration samples that the result is compared on
 _SEARCHED = 32  # those that a search judges its plans by
 # The HTP emulator takes 0.3 s for a GFLOP of W8A8 and 1.7 s of W8A16 (shared/reference/README.md): above this many
 # GFLOP for all samples the simulation is asked instead, and named.
-_EMULATOR_GFLOP = {"int8": 60.0, "int16": 12.0}
+_EMULATOR_GFLOP = {"int8": 60.0, "int16": 12.0, "int4": 12.0}
 _DEFAULT_TARGET = "htp-v73"
 _JOB = "npukit.verbs.quantize_job"
 
@@ -69,7 +69,7 @@ class QuantizeOptions:
         choices=("8", "16", "32", "64", "128"), parse=int,
     )  # fmt: skip
     bias: int = opt(32, "Bits of biases; 32 where 8 are refused.", choices=("8", "32"), parse=int)
-    float_bitwidth: int = opt(32, "Width that is held what stays float.", choices=("16", "32"), parse=int)
+    float_bitwidth: int = opt(32, "Width that what stays float is held in.", choices=("16", "32"), parse=int)
     activation_method: str = opt("mse", "How ranges of activations are chosen.", choices=METHODS)
     weight_method: str = opt("mse", "How ranges of weights are chosen.", choices=METHODS)
     percentile: float = opt(99.99, "Of --activation-method percentile, 90 to 100.")

@@ -29,6 +29,7 @@ from npukit.quantization.calibrated import Calibrated, Scheme
 from npukit.quantization.calibration import Calibration
 from npukit.quantization.encodings_tools import entries_of
 from npukit.quantization.entry import EncodingsError, Entry
+from npukit.quantization.float_width import as_float16
 from npukit.quantization.overrides import EncodingsReport, Matched, match, report
 from npukit.quantization.roles import Groups, weight_axis
 from npukit.quantization.search import Unit
@@ -345,7 +346,8 @@ def attempt(
     graph = _assigned(options, levels).graph
     simulation = Simulation(graph, "qdq", threads=options.threads)
     results = [real_outputs(graph, simulation.run(native_feeds(graph, sample, "qdq"))) for sample in samples]
-    return results, cost.traffic(graph), graph.static_bytes()
+    held = graph if int(options.float_bitwidth) == 32 else as_float16(graph, _current().legal)
+    return results, cost.traffic(held), held.static_bytes()
 
 
 def units(options: QuantizeOptions, samples: list[dict[str, Array]]) -> list[Unit]:
@@ -365,7 +367,7 @@ def write(options: QuantizeOptions, path: Path, warnings: list[str], levels: Map
     log.report("choosing encodings", 0.7)
     assigned = _assigned(options, levels)
     log.report("writing", 0.8)
-    graph = assigned.graph
+    graph = assigned.graph if int(options.float_bitwidth) == 32 else as_float16(assigned.graph, state.legal)
     precision = cost.precision(graph)
     inputs, outputs = state.contract(graph)
     stamp = replace(
