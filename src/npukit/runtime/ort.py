@@ -143,6 +143,7 @@ class OrtEngine:
     ) -> None:
         asked = {(names or {}).get(name, name): name for name in fetch}
         self._source, self._threads, self._fetch = source, threads, tuple(asked)
+        self._raised = bool(graph)
         self.folder: str | None = None
         where = source.name if isinstance(source, Path) else ""
         self._session = self._open()
@@ -226,6 +227,10 @@ class OrtEngine:
             ) from error
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
+        if self._raised:
+            # A raised graph is a simulation: ONNX Runtime's integer kernels saturate sums in 16 bits on processors
+            # without VNNI, which no NPU does.
+            options.add_session_config_entry("session.disable_quant_qdq", "1")
         if self._threads is not None:
             options.intra_op_num_threads = self._threads
             options.inter_op_num_threads = 1
