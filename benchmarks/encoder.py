@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -69,29 +69,27 @@ def source(packages: Path, path: Path) -> Path:
     return path
 
 
+# Parts of names: ours, as the state dict of BertModel has them. The first that fits counts.
+_NAMES = (
+    ("attention.query.", "attention.self.query."),
+    ("attention.key.", "attention.self.key."),
+    ("attention.value.", "attention.self.value."),
+    ("attention.output.", "attention.output.dense."),
+    ("LayerNorm0.", "attention.output.LayerNorm."),
+    ("LayerNorm1.", "output.LayerNorm."),
+    ("intermediate.", "intermediate.dense."),
+    (".output.", ".output.dense."),
+)
+
+
 def _trained_name(name: str) -> str:
     """The name in the state dict of BertModel; empty for the pooler's."""
     if name.startswith("pooler"):
         return ""
-    name = name.replace("weight_t", "weight")
-    for ours, theirs in (
-        ("attention.query.", "attention.self.query.dense."),
-        ("attention.key.", "attention.self.key.dense."),
-        ("attention.value.", "attention.self.value.dense."),
-        ("attention.output.", "attention.output.dense."),
-        ("LayerNorm0.", "attention.output.LayerNorm."),
-        ("LayerNorm1.", "output.LayerNorm."),
-        ("intermediate.", "intermediate.dense."),
-    ):
-        if ours in name:
-            name = name.replace(ours, theirs)
-            break
-    else:
-        if ".output." in name:
-            name = name.replace(".output.", ".output.dense.")
-    return ("encoder." if name.startswith("layer.") else "") + name.replace("self.query.dense", "self.query").replace(
-        "self.key.dense", "self.key"
-    ).replace("self.value.dense", "self.value")
+    if name.startswith("layer."):
+        ours, theirs = next(pair for pair in _NAMES if pair[0] in name)
+        name = "encoder." + name.replace(ours, theirs)
+    return name.replace("weight_t", "weight")
 
 
 def _without_dead(nodes: Sequence[onnx.NodeProto], output: str) -> list[onnx.NodeProto]:
@@ -177,9 +175,3 @@ def judge(reference: Array, made: Array) -> dict[str, float]:
         "spearman": float(np.corrcoef(*ranks)[0, 1]),
         "top1": float((near[0].argmax(axis=1) == near[1].argmax(axis=1)).mean()),
     }
-
-
-def batches(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
-    """`items` in lists of `size`."""
-    for begin in range(0, len(items), size):
-        yield items[begin : begin + size]
