@@ -20,7 +20,7 @@ from npukit.quantization import ranges
 from npukit.quantization.assign import Legal, Plan, assign, block_axis
 from npukit.quantization.calibrated import Calibrated, Scheme
 from npukit.quantization.calibration import Calibration
-from npukit.quantization.float_width import as_float16
+from npukit.quantization.float_width import with_float_width
 from npukit.quantization.roles import Groups
 from npukit.raising.encodings import dequantized
 
@@ -125,21 +125,27 @@ def test_floats_of_sixteen_bits() -> None:
     bias = graph.ops[0].inputs[2]
     assert bias is not None
     bias.data = np.array([1.5, -np.inf, 1e6, 0, 1, 2], np.float32)
-    made = as_float16(graph, Legal({}))
+    made = with_float_width(graph, Legal({}), 16)
     assert {tensor.dtype for tensor in made.tensors()} == {DType.FLOAT_16}
     assert (made.inputs[0].name, made.inputs[0].kind) == ("x", TensorKind.APP_WRITE)
     held = made.ops[0].inputs[2]
     assert held is not None
     np.testing.assert_array_equal(held.data, np.array([1.5, -65504, 65504, 0, 1, 2], np.float16))
     assert {tensor.dtype for tensor in graph.tensors()} == {DType.FLOAT_32}
-    with pytest.raises(UsageError, match="fc.*|FLOAT_16"):
-        as_float16(graph, Legal({"": lambda op: "it takes FLOAT_32 only"}))
+    with pytest.raises(UsageError, match="cannot be held") as caught:
+        with_float_width(graph, Legal({"": lambda op: "it takes FLOAT_32 only"}), 16)
+    assert [fault.where for fault in caught.value.faults] == ["FullyConnected 'fc'"]
+
+
+def test_biases_of_another_width() -> None:
+    made = with_float_width(fully_connected(), Legal({}), 16, 32)
+    assert [t.dtype for t in made.ops[0].inputs if t is not None] == [DType.FLOAT_16, DType.FLOAT_16, DType.FLOAT_32]
 
 
 def test_codes_stay_what_they_are_beside_floats_of_sixteen_bits() -> None:
     graph = fully_connected()
     quantized = assign(graph, Plan(float_io=True), encodings(graph), Legal({})).graph
-    made = as_float16(quantized, Legal({}))
+    made = with_float_width(quantized, Legal({}), 16)
     assert [op.type for op in made.ops] == ["Quantize", "FullyConnected", "Dequantize"]
     assert made.ops[1].inputs == quantized.ops[1].inputs
     assert made.ops[0].inputs[0] is made.inputs[0]
@@ -205,6 +211,31 @@ def test_eight_bit_biases_on_the_emulator(tmp_path: Path, images: np.ndarray) ->
     assert made.exit_code == 0
     assert [bias.dtype for bias in operands(made.path, 2)] == [DType.UFIXED_POINT_8] * 3
     assert accuracy(made.path, "qnn-htp") >= accuracy(DIGITS / "digits.onnx", "ort") - 0.005
+
+
+@pytest.mark.native
+def test_htp_takes_no_bias_of_another_width(tmp_path: Path, images: np.ndarray) -> None:
+    with pytest.raises(UsageError, match="Conv2d") as caught:
+        npukit.quantize(
+            DIGITS / "digits.onnx", calibration=images, float_bias_bitwidth=16, float_ops=("conv1",), target="sm8650",
+            output=tmp_path / "f16.dlc",
+        )  # fmt: skip
+    assert len(caught.value.faults) == 1
+
+
+@pytest.mark.native
+@pytest.mark.parametrize("bits", [16, 32])
+def test_encodings_say_the_width_of_floats(bits: int, tmp_path: Path, images: np.ndarray) -> None:
+    file = tmp_path / "wish.json"
+    wish = f'{{"bitwidth": {bits}, "dtype": "float"}}'
+    file.write_text(f'{{"activation_encodings": {{"conv1.relu": [{wish}]}}, "param_encodings": {{}}}}')
+    made = npukit.quantize(
+        DIGITS / "digits.onnx", calibration=images, encodings=file, target="sm8650", output=tmp_path / "q.dlc",
+        verify=False,
+    )  # fmt: skip
+    assert made.quantized.encodings is not None
+    assert made.quantized.encodings.counts["honoured"] + made.quantized.encodings.counts["carried"] == 1
+    assert {t.dtype.bits for t in graph_of(made.path).tensors() if t.dtype.is_float} == {bits}
 
 
 @pytest.mark.native

@@ -69,7 +69,13 @@ class QuantizeOptions:
         choices=("8", "16", "32", "64", "128"), parse=int,
     )  # fmt: skip
     bias: int = opt(32, "Bits of biases; 32 where 8 are refused.", choices=("8", "32"), parse=int)
-    float_bitwidth: int = opt(32, "Width that what stays float is held in.", choices=("16", "32"), parse=int)
+    float_bitwidth: int | None = opt(
+        None, "Width that what stays float is held in [what encodings ask for, else 32].", choices=("16", "32"),
+        parse=int,
+    )  # fmt: skip
+    float_bias_bitwidth: int | None = opt(
+        None, "That of its biases, where the target takes another.", choices=("16", "32"), parse=int
+    )
     activation_method: str = opt("mse", "How ranges of activations are chosen.", choices=METHODS)
     weight_method: str = opt("mse", "How ranges of weights are chosen.", choices=METHODS)
     percentile: float = opt(99.99, "Of --activation-method percentile, 90 to 100.")

@@ -29,7 +29,7 @@ from npukit.quantization.calibrated import Calibrated, Scheme
 from npukit.quantization.calibration import Calibration
 from npukit.quantization.encodings_tools import entries_of
 from npukit.quantization.entry import EncodingsError, Entry
-from npukit.quantization.float_width import as_float16
+from npukit.quantization.float_width import with_float_width
 from npukit.quantization.overrides import EncodingsReport, Matched, match, report
 from npukit.quantization.roles import Groups, weight_axis
 from npukit.quantization.search import Unit
@@ -329,6 +329,15 @@ def _assigned(options: QuantizeOptions, levels: Mapping[str, int]) -> Assigned:
     return assign(state.graph, _plan(options, levels), _encodings(options), state.legal, state.groups)
 
 
+def _held(options: QuantizeOptions, graph: Graph) -> Graph:
+    """The graph with its floats in the width that was asked for, by the options or by all encodings given."""
+    state = _current()
+    asked = {entry.bitwidth for entry in state.matched.forced.values() if entry.dtype == "float"}
+    bits = int(options.float_bitwidth or (16 if asked == {16} else 32))
+    bias = None if options.float_bias_bitwidth is None else int(options.float_bias_bitwidth)
+    return graph if bits == 32 and bias in (None, 32) else with_float_width(graph, state.legal, bits, bias)
+
+
 # -- search
 
 
@@ -346,7 +355,7 @@ def attempt(
     graph = _assigned(options, levels).graph
     simulation = Simulation(graph, "qdq", threads=options.threads)
     results = [real_outputs(graph, simulation.run(native_feeds(graph, sample, "qdq"))) for sample in samples]
-    held = graph if int(options.float_bitwidth) == 32 else as_float16(graph, _current().legal)
+    held = _held(options, graph)
     return results, cost.traffic(held), held.static_bytes()
 
 
@@ -367,7 +376,7 @@ def write(options: QuantizeOptions, path: Path, warnings: list[str], levels: Map
     log.report("choosing encodings", 0.7)
     assigned = _assigned(options, levels)
     log.report("writing", 0.8)
-    graph = assigned.graph if int(options.float_bitwidth) == 32 else as_float16(assigned.graph, state.legal)
+    graph = _held(options, assigned.graph)
     precision = cost.precision(graph)
     inputs, outputs = state.contract(graph)
     stamp = replace(
