@@ -15,7 +15,7 @@ BINDING_TESTS := tests/test_qnn_api_native.py tests/test_capture.py tests/test_a
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup demo check lint unit test test-all conformance networks bench bench-quantization soak fuzz sbom wheel docs-api clean
+.PHONY: help setup demo check lint unit test test-all conformance networks bench bench-sentences bench-quantization soak fuzz sbom wheel docs-api clean
 .DELETE_ON_ERROR:
 
 help:
@@ -28,6 +28,7 @@ help:
 	@echo "make networks     eight real networks at full size on both backends; writes docs/results/networks.md"
 	@echo "make bench        cost against bare C calls and ONNX Runtime's QNN provider"
 	@echo "make bench-quantization  the quantizer against ONNX Runtime's and AIMET's (under 3 hours)"
+	@echo "make bench-sentences  quantizations of a trained sentence encoder; writes docs/results/sentence-encoder.md"
 	@echo "make soak         10,000 runs, 1,000 sessions, 4 threads: nothing grows, nothing is mixed up"
 	@echo "make fuzz         mutated model files against every loader"
 	@echo "make docs-api     writes docs/api.md from the docstrings"
@@ -89,6 +90,9 @@ bench-quantization: $(READY)
 	@mkdir -p results
 	$(BIN)/python -m benchmarks.quantization_peers --json results/quantization-peers.json \
 		--markdown docs/results/quantization-peers.md
+
+bench-sentences: $(READY)
+	$(BIN)/python -m benchmarks.sentences --folder results/sentences --markdown docs/results/sentence-encoder.md
 
 soak: $(READY)
 	$(BIN)/python -m benchmarks.soak
