@@ -125,7 +125,8 @@ def _table(rows: list[Row]) -> str:
 def _page(table: str, rows: list[Row], size: str, count: int) -> str:
     names = ("npukit", "onnx", "onnxruntime", "onnxruntime-qnn", "numpy")
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in names)
-    machine = f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
+    load = f"load average {os.getloadavg()[1]:.1f}" if hasattr(os, "getloadavg") else "load unknown"
+    machine = f"{platform.machine()}, {os.cpu_count()} cores, {load}, Python {platform.python_version()}"
     failed = "".join(f"\nNot met by {row.cells['network']}: {'; '.join(row.failed)}.\n" for row in rows if row.failed)
     date = datetime.datetime.fromtimestamp(time.time(), datetime.UTC).date().isoformat()
     return PAGE.format(
