@@ -44,7 +44,11 @@ class Row:
             middle.kind = TensorKind.NATIVE
             result = Tensor("result", F32, middle.shape, TensorKind.APP_READ)
             made = {name: param(kind, name, value) for name, value in params.items()}
-            graph.ops.append(Op("then", kind, [middle], [result], made))
+            inputs: list[Tensor | None] = [middle]
+            if kind == "Prelu":
+                slope = np.full(1, 0.1, np.float32)
+                inputs.append(Tensor("slope", F32, (1,), TensorKind.STATIC, data=slope))
+            graph.ops.append(Op("then", kind, inputs, [result], made))
             graph.outputs = [result]
         return graph, {t.name: array for t, array in zip(graph.inputs, feeds, strict=True)}
 
@@ -277,6 +281,21 @@ def _pairs(add: _Rows) -> None:
     dense = [n(32, 128), n(96, 128, scale=0.09, static=True), c(96)]
     for then in ("Relu", "Relu6", "Sigmoid", "Tanh", "HardSwish", "Gelu"):
         add(f"Conv2d + {then}", conv, [(1, 16, 16, 48)], (then, {}), **_ONE)
+    for first, inputs, outputs, params in (
+        ("Conv2d", conv, [(1, 16, 16, 48)], _ONE),
+        ("DepthWiseConv2d", [n(*_X), w(3, 3, 1, 32), c(32)], [_X], _ONE),
+        ("FullyConnected", dense, [(32, 96)], {}),
+        (
+            "TransposeConv2d",
+            [n(*_HALF), w(2, 2, 32, 24), c(24)],
+            [(1, 16, 16, 24)],
+            {"stride": (2, 2), "pad_amount": [[0, 0], [0, 0]]},
+        ),
+        ("ElementWiseAdd", [n(*_X), m(*_X)], None, {}),
+    ):
+        add(f"{first} + Prelu", inputs, outputs, ("Prelu", {}), **params)
+        if first != "Conv2d":
+            add(f"{first} + HardSwish", inputs, outputs, ("HardSwish", {}), **params)
     for then in ("Relu", "Gelu"):
         add(f"FullyConnected + {then}", dense, [(32, 96)], (then, {}))
         add(f"DepthWiseConv2d + {then}", [n(*_X), w(3, 3, 1, 32), c(32)], [_X], (then, {}), **_ONE)

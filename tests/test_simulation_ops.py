@@ -45,6 +45,48 @@ def test_norms_add_what_htp_adds(kind: str, added: list[float]) -> None:
     assert graph.ops[0].inputs[2].name == "b", "the graph itself stays as it is"
 
 
+def _pair(kind: str, output: TensorKind = TensorKind.NATIVE, dtype: DType = DType.UFIXED_POINT_8) -> Graph:
+    """Batchnorm and a HardSwish behind it."""
+    encoding = Encoding.per_tensor(0.05, -128)
+    x = Tensor("x", dtype, (1, 2, 2, 4), TensorKind.APP_WRITE, encoding)
+    between, y = (
+        Tensor("m", dtype, x.shape, output, encoding),
+        Tensor("y", dtype, x.shape, TensorKind.APP_READ, encoding),
+    )
+    ones = np.full(4, 100, np.uint8)
+    gamma = Tensor("g", DType.UFIXED_POINT_8, (4,), TensorKind.STATIC, Encoding.per_tensor(0.01), ones)
+    beta = Tensor("b", DType.UFIXED_POINT_8, (4,), TensorKind.STATIC, Encoding.per_tensor(0.01), ones)
+    params = {"operation": Param(DType.UINT_32, 3)} if kind == "ElementWiseNeuron" else {}
+    ops = [Op("norm", "Batchnorm", [x, gamma, beta], [between]), Op("then", kind, [between], [y], params)]
+    return Graph("g", [x], [between, y] if output is TensorKind.APP_READ else [y], ops)
+
+
+def test_what_htp_computes_at_once_is_not_rounded_between() -> None:
+    for kind in ("HardSwish", "ElementWiseNeuron"):
+        ops = as_computed(_pair(kind)).ops
+        assert [op.type for op in ops] == ["Batchnorm", "Quantize", kind]
+        assert ops[2].inputs == ops[0].outputs
+        assert ops[0].outputs[0].dtype is DType.FLOAT_32
+    graph = _pair("HardSwish", TensorKind.APP_READ)
+    assert as_computed(graph).ops[1].outputs == [graph.outputs[0]], "an output is still made"
+    for other in (_pair("Sigmoid"), _pair("HardSwish", dtype=DType.UFIXED_POINT_16)):
+        assert [op.type for op in as_computed(other).ops] == [op.type for op in other.ops]
+    twice = _pair("HardSwish")
+    twice.ops.append(
+        Op("again", "Sigmoid", [twice.ops[0].outputs[0]], [Tensor("z", DType.UFIXED_POINT_8, (1, 2, 2, 4))])
+    )
+    assert len(as_computed(twice).ops) == 3, "what two ops read is rounded"
+
+
+@pytest.mark.native
+@pytest.mark.parametrize("first", ["Conv2d", "DepthWiseConv2d", "FullyConnected", "TransposeConv2d", "ElementWiseAdd"])
+@pytest.mark.parametrize("then", ["HardSwish", "Prelu"])
+def test_pairs_are_computed_as_the_emulator_does(first: str, then: str) -> None:
+    result = simulation_run.compare(f"{first} + {then}", 8, 8, 73)
+    assert result["same"] > 0.95
+    assert abs(result["sqnr"] - result["emulator_sqnr"]) < 0.2
+
+
 @pytest.mark.native
 @pytest.mark.parametrize("label", ["LayerNorm", "RmsNorm", "RmsNorm of four axes"])
 def test_norms_keep_as_much_as_on_the_emulator(label: str) -> None:

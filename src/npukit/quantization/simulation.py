@@ -22,6 +22,7 @@ import numpy as np
 
 from npukit.errors import UsageError
 from npukit.qnn.graph import Array, DType, Graph, Op, Tensor, TensorKind
+from npukit.quantization.roles import weight_axis
 from npukit.raising import raise_graph
 from npukit.raising.encodings import dequantized, storage_dtype
 from npukit.worker import note
@@ -29,6 +30,10 @@ from npukit.worker import note
 # How far below the middle between two codes HTP's RmsNorm rounds up, in steps: it cuts off instead of rounding
 # (measured on the emulator, V68 to V79: errors of -0.97 to 0.06 steps; benchmarks/simulation.py).
 _RMS_NORM_CUTS = 0.45
+# Products whose result goes into the next op unrounded (V73 to V79; V68 and V69 round; measured on pairs).
+_PRODUCTS = ("Conv2d", "DepthWiseConv2d", "FullyConnected", "MatMul", "Batchnorm")
+_FUSED = {"HardSwish": _PRODUCTS, "Prelu": (*_PRODUCTS, "TransposeConv2d")}
+_HARD_SWISH = 3  # of ElementWiseNeuron's `operation`
 _EMBED_LIMIT = 1 << 30  # above it the weights lie beside the model: one protobuf holds 2 GiB
 
 
@@ -73,6 +78,8 @@ class Simulation:
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         options.add_session_config_entry("session.disable_quant_qdq", "1")
+        # Threads that wait in a loop for the next run would take the processor from those that observe.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         if threads is not None:
             options.intra_op_num_threads = threads
         source: bytes | str
@@ -94,13 +101,45 @@ class Simulation:
 
 
 def as_computed(graph: Graph) -> Graph:
-    """`graph` with constants that make the definitions of norms give what HTP computes.
+    """`graph` in the form whose definitions give what HTP computes from V73 on. The graph itself is untouched.
 
-    HTP's LayerNorm adds its beta in whole steps of the output, and RmsNorm rounds down: at 8 bits they keep 2 and 4 dB
-    less than their definitions would. The graph itself is untouched.
+    LayerNorm adds its beta in whole steps of the output, and RmsNorm rounds down: at 8 bits they keep 2 and 4 dB less
+    than their definitions would. Prelu and HardSwish take what a product before them makes without rounding: 2 dB more.
     """
-    ops = [_norm_as_computed(op) if op.type in ("LayerNorm", "RmsNorm") else op for op in graph.ops]
+    ops: list[Op] = []
+    exact: dict[int, Tensor] = {}
+    readers = _readers(graph)
+    for op in graph.ops:
+        made = _norm_as_computed(op) if op.type in ("LayerNorm", "RmsNorm") else op
+        made = replace(made, inputs=[t if t is None else exact.get(id(t), t) for t in made.inputs])
+        output = op.outputs[0] if op.outputs else None
+        if output is not None and len(found := readers.get(id(output), [])) == 1 and _fused(op, found[0]):
+            real = exact[id(output)] = Tensor(f"{output.name}/unrounded", DType.FLOAT_32, output.shape)
+            ops.append(replace(made, outputs=[real]))
+            ops.append(Op(f"{op.name}/rounded", "Quantize", [real], [output]))  # for whoever fetches it
+        else:
+            ops.append(made)
     return Graph(graph.name, graph.inputs, graph.outputs, ops)
+
+
+def _readers(graph: Graph) -> dict[int, list[Op]]:
+    found: dict[int, list[Op]] = {}
+    for op in graph.ops:
+        for tensor in op.inputs:
+            if tensor is not None:
+                found.setdefault(id(tensor), []).append(op)
+    return found
+
+
+def _fused(op: Op, reader: Op) -> bool:
+    """Whether HTP computes both at once: at 8 bits, and where nothing else reads what is between."""
+    neuron = reader.params.get("operation") if reader.type == "ElementWiseNeuron" else None
+    kind = "HardSwish" if neuron is not None and neuron.value == _HARD_SWISH else reader.type
+    if op.type not in _FUSED.get(kind, ()) or (op.type == "MatMul" and weight_axis(op) is None):
+        return False
+    return all(
+        t is not None and t.dtype is DType.UFIXED_POINT_8 for t in (op.inputs[0], op.outputs[0], reader.outputs[0])
+    )
 
 
 def _norm_as_computed(op: Op) -> Op:
