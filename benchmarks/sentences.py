@@ -102,10 +102,11 @@ class Rounded(Calibrated):
     moments: Moments
     _codes: dict[tuple[int, int | None, int], tuple[Array, Encoding]]
 
-    def weight(self, op: Op, axis: int | None, bits: int) -> tuple[Array, Encoding]:
-        codes, encoding = super().weight(op, axis, bits)
+    def weight(self, op: Op, axis: int | None, bits: int, block: int = 0) -> tuple[Array, Encoding]:
+        """Codes and encoding of the weight of `op`."""
+        codes, encoding = super().weight(op, axis, bits, block)
         moments = self.moments.by_op.get(op.name)
-        if moments is None or bits > 8:
+        if moments is None or bits > 8 or block:
             return codes, encoding
         key = (id(op.inputs[1]), axis, bits)
         if key not in self._codes:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from npukit.errors import InputError
 from npukit.frontends.onnx import LoadOptions, load
 from npukit.lowering import LowerOptions, lower
 from npukit.quantization.assign import Legal, Plan, assign
@@ -138,6 +139,18 @@ def test_a_mask_does_not_stretch_ranges(spelling, low, bits, least):
     assert without < with_rule - 3
     widest = max(t.encoding.scale for t in graph.tensors() if t.encoding is not None and len(t.encoding.scales) == 1)
     assert widest < 1.0
+
+
+@pytest.mark.parametrize("spelling", [selected, given, scaled])
+@pytest.mark.parametrize(("bits", "least"), [(8, 25.0), (16, 38.0)])
+def test_a_mask_of_infinity_is_calibrated_and_quantized(spelling, bits, least):
+    assert sqnr(spelling(-np.inf), -np.inf, bits)[0] > least
+
+
+def test_an_infinity_elsewhere_is_an_error():
+    calibration = Calibration(lowered(added(-1e4)))
+    with pytest.raises(InputError, match="infinity"):
+        calibration.update({"x": np.full((1, ROWS, WIDTH), np.inf, np.float32), "mask": np.ones((1, ROWS), np.int64)})
 
 
 def test_what_is_cut_comes_out_of_softmax_as_zero():

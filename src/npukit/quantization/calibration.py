@@ -12,7 +12,7 @@ import numpy as np
 
 from npukit.errors import InputError
 from npukit.qnn.graph import Array, Graph, Tensor
-from npukit.quantization.masking import Peaks, softmax_inputs
+from npukit.quantization.masking import Peaks, softmax_inputs, softmax_only
 from npukit.quantization.observers import ChannelObserver, Observer
 from npukit.quantization.roles import activations
 from npukit.quantization.simulation import Simulation, native_feeds
@@ -44,6 +44,7 @@ class Calibration:
         self.observers = {tensor.name: Observer(bins) for tensor in self._tensors}
         self.channels = {tensor.name: ChannelObserver(tensor.shape[-1]) for tensor in channels}
         self.peaks = {name: Peaks(axis) for name, axis in softmax_inputs(graph).items()}
+        self._masked = softmax_only(graph)
         self.samples = 0
         inputs = {tensor.name for tensor in graph.inputs}
         inner = [tensor for tensor in self._tensors if tensor.name not in inputs]
@@ -54,7 +55,8 @@ class Calibration:
         """Take in one sample: arrays by source name.
 
         Raises:
-            InputError: NaN or infinity in a tensor; the first in the order of the graph is named.
+            InputError: NaN in a tensor, or infinity where it is no mask of a Softmax; the first in the order of the
+                graph is named.
         """
         feeds = native_feeds(self.graph, sample, "float")
         inputs = {name: array for name, array in feeds.items() if name in self.observers}
@@ -66,7 +68,7 @@ class Calibration:
         self.samples += 1
         for tensor in self._tensors:
             seen = self.observers[tensor.name]
-            if seen.nans or seen.infs:
+            if seen.nans or (seen.infs and tensor.name not in self._masked):
                 raise InputError(
                     f"{'NaN' if seen.nans else 'an infinity'} in tensor {tensor.name!r}",
                     where=f"calibration sample {self.samples}",

@@ -28,6 +28,7 @@ MASKED = 1000.0
 
 _SOFTMAXES = frozenset(("Softmax", "MaskedSoftmax"))
 _JOINS = frozenset(("Concat", "Pack"))
+_THROUGH = MOVES | _JOINS | {"ElementWiseAdd", "ElementWiseSelect", "ElementWiseMultiply", "ElementWiseDivide"}
 
 
 def softmax_axis(op: Op) -> int:
@@ -44,6 +45,19 @@ def softmax_inputs(graph: Graph) -> dict[str, int]:
         if op.type in _SOFTMAXES and (x := op.inputs[0]) is not None and x.kind is not TensorKind.STATIC:
             found[x.name] = softmax_axis(op)
     return found
+
+
+def softmax_only(graph: Graph) -> set[str]:
+    """Tensors that reach nothing but Softmaxes, through ops that masks go through: -inf means something there."""
+    inside: dict[int, bool] = {id(tensor): False for tensor in graph.outputs}
+    names: dict[int, str] = {}
+    for op in reversed(graph.ops):
+        through = op.type in _THROUGH and all(inside.get(id(tensor), False) for tensor in op.outputs)
+        for tensor in op.inputs:
+            if tensor is not None:
+                names[id(tensor)] = tensor.name
+                inside[id(tensor)] = inside.get(id(tensor), True) and (through or op.type in _SOFTMAXES)
+    return {name for key, name in names.items() if inside[key]}
 
 
 class Peaks:
@@ -187,4 +201,6 @@ def _reach(tensor: Tensor | None, calibration: Calibration) -> tuple[float, floa
         values = np.asarray(tensor.data)
         return float(values.min(initial=math.inf)), float(values.max(initial=-math.inf))
     observer = None if tensor is None else calibration.observers.get(tensor.name)
-    return (-math.inf, math.inf) if observer is None or not observer.count else (observer.low, observer.high)
+    if observer is None or not observer.count:
+        return -math.inf, math.inf
+    return (-math.inf if observer.infs else observer.low), observer.high
