@@ -26,6 +26,7 @@ class LoadOptions:
         batch: value of the first dimension of every input whose first dimension is dynamic.
         inputs: tensors at which the graph is cut to begin; empty for the model's own inputs.
         outputs: tensors at which the graph is cut to end; empty for the model's own outputs.
+        signature: the entry point of a TensorFlow Lite file; empty for its only one.
         strip_quantization: take Q/DQ nodes and their like out, which leaves a float model.
 
     Inputs and tensors may be called by their names in the source or by those that they have in an artifact.
@@ -37,6 +38,7 @@ class LoadOptions:
     inputs: tuple[str, ...] = ()
     outputs: tuple[str, ...] = ()
     strip_quantization: bool = False
+    signature: str = ""
 
 
 @dataclass

@@ -19,7 +19,7 @@ from npukit.frontends.onnx.infer_shapes import is_static
 from npukit.frontends.onnx.inline_functions import inline_functions
 from npukit.frontends.onnx.options import LoadOptions, Normalized
 from npukit.frontends.onnx.prepare_graph import prepare_graph
-from npukit.frontends.onnx.read_model import read_model
+from npukit.frontends.onnx.read_model import Source, read_model
 from npukit.frontends.onnx.recognize_activations import recognize_activations
 from npukit.frontends.onnx.recognize_norms import recognize_norms
 from npukit.frontends.onnx.rewrite import NEWEST, drop_dead, newest_version, schema_of
@@ -98,8 +98,11 @@ def load(
     Raises:
         ModelError: the model is broken, dynamic, or cannot be made static; every fault is listed.
     """
-    options = options or LoadOptions()
-    source = read_model(path_or_model)
+    return normalize(read_model(path_or_model), options or LoadOptions())
+
+
+def normalize(source: Source, options: LoadOptions) -> Normalized:
+    """Run the passes over a model that was read, whatever file it came from. Raises as `load`."""
     result = Normalized(
         source.model, source.path, NEWEST, digest=source.digest, producer=source.model.producer_name or ""
     )
@@ -140,4 +143,4 @@ def finish_model(model: ir.Model) -> None:
     model.ir_version = max(model.ir_version or 0, 10)
 
 
-__all__ = ["PIPELINE", "expand_functions", "finish_model", "load"]
+__all__ = ["PIPELINE", "expand_functions", "finish_model", "load", "normalize"]

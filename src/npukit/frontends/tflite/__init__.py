@@ -1,0 +1,7 @@
+# SPDX-FileCopyrightText: npukit contributors
+# SPDX-License-Identifier: Apache-2.0
+"""The TensorFlow Lite front end: a .tflite file becomes one normalized `onnx_ir.Model`, channels last as it was."""
+
+from npukit.frontends.tflite.load import load
+
+__all__ = ["load"]

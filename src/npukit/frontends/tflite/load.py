@@ -1,0 +1,167 @@
+# SPDX-FileCopyrightText: npukit contributors
+# SPDX-License-Identifier: Apache-2.0
+"""From a .tflite file to normalized ONNX: the operators become ONNX nodes, then the ONNX front end's passes run."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import onnx_ir as ir
+
+from npukit.errors import Fault, ModelError, UsageError, nearest
+from npukit.frontends.onnx.options import LoadOptions, Normalized
+from npukit.frontends.onnx.pipeline import normalize
+from npukit.frontends.onnx.read_model import Source
+from npukit.frontends.onnx.rewrite import NEWEST
+from npukit.frontends.tflite import ops  # noqa: F401  (registers the readers)
+from npukit.frontends.tflite.builder import READERS, Builder, Refused
+from npukit.frontends.tflite.flatfile import BROKEN, FlatFile, Signature, SubgraphRecord, read_content, read_file
+from npukit.qnn.names import source_name
+
+_CONTROL_FLOW = frozenset(("IF", "WHILE", "CALL", "CALL_ONCE", "STABLEHLO_WHILE", "STABLEHLO_CASE"))
+_STATE = frozenset(
+    ("VAR_HANDLE", "READ_VARIABLE", "ASSIGN_VARIABLE", "HASHTABLE", "HASHTABLE_FIND", "HASHTABLE_IMPORT")
+)
+
+
+def load(path: str | os.PathLike[str] | bytes, options: LoadOptions | None = None) -> Normalized:
+    """Read a .tflite file (or its bytes) and normalize it.
+
+    Inputs and outputs keep their layout. They have the signature's names where the file has one signature or
+    `options.signature` names one, else the tensors' names.
+
+    Args:
+        path: the file, or its content.
+        options: shapes, batch, cuts and the signature.
+
+    Raises:
+        ModelError: the file is broken, or has operators that cannot be expressed; all are listed.
+        UsageError: it has no such signature.
+        MissingDependency: the extra `tflite` is not installed.
+    """
+    options = options or LoadOptions()
+    file = read_content(path) if isinstance(path, bytes) else read_file(Path(path))
+    source, notes = to_onnx(file, options)
+    result = normalize(source, options)
+    result.notes[:0] = notes
+    return result
+
+
+def to_onnx(file: FlatFile, options: LoadOptions | None = None) -> tuple[Source, list[str]]:
+    """The file as ONNX before any pass, and notes on what was done."""
+    options = options or LoadOptions()
+    where = str(file.path) if file.path is not None else "the model"
+    signature = choose_signature(file, options.signature)
+    if not file.subgraphs:
+        raise ModelError("there is no graph in it", where=where)
+    graph = file.subgraphs[signature.subgraph if signature is not None else 0]
+    inputs, outputs = _ports(graph, signature)
+    builder = Builder(graph, _port_names(graph, inputs, outputs))
+    faults = _inputs(builder, graph, inputs, options) + _operators(builder, graph)
+    if not faults:
+        for name, index in outputs:
+            try:
+                builder.add_output(graph.tensors[index], name)
+            except Refused as error:
+                faults.append(Fault(str(error), f"output {name!r}", error.hint))
+    if faults:
+        raise ModelError("operators that cannot be converted", where=where, faults=faults)
+    model = ir.Model(builder.graph, ir_version=10, producer_name=file.description or "tflite")
+    model.graph.opset_imports[""] = NEWEST
+    notes = []
+    if builder.inferred_dynamic_range:
+        notes.append(
+            "weights are codes where activations are floats (dynamic range quantization): they become floats, and "
+            "activations are not rounded as TensorFlow Lite rounds them"
+        )
+    files = [file.path] if file.path is not None else []
+    return Source(model, file.path, file.digest, files), notes
+
+
+def choose_signature(file: FlatFile, wanted: str = "") -> Signature | None:
+    """The signature called `wanted`; without a name the only one, or None.
+
+    Raises:
+        UsageError: there is no such signature.
+    """
+    keys = [signature.key for signature in file.signatures]
+    if wanted:
+        if wanted not in keys:
+            hint = nearest(wanted, keys) if keys else "this file has no signatures: leave the option out"
+            raise UsageError(f"there is no signature {wanted!r}", where="--tflite-signature-name", hint=hint)
+        return file.signatures[keys.index(wanted)]
+    return file.signatures[0] if len(keys) == 1 else None
+
+
+def _ports(graph: SubgraphRecord, signature: Signature | None) -> tuple[list[tuple[str, int]], list[tuple[str, int]]]:
+    """Names and tensors of inputs and outputs, in the graph's order."""
+    given_in = {} if signature is None else {index: name for name, index in signature.inputs.items()}
+    inputs = [(given_in.get(i) or graph.tensors[i].name, i) for i in dict.fromkeys(graph.inputs)]
+    if signature is None:
+        return inputs, [(graph.tensors[i].name, i) for i in dict.fromkeys(graph.outputs)]
+    place = {index: at for at, index in reversed(list(enumerate(graph.outputs)))}
+    outputs = sorted(signature.outputs.items(), key=lambda item: place.get(item[1], len(place)))
+    return inputs, outputs
+
+
+def _port_names(graph: SubgraphRecord, inputs: list[tuple[str, int]], outputs: list[tuple[str, int]]) -> dict[int, str]:
+    names: dict[int, str] = {}
+    taken: set[str] = set()
+    for ports in (inputs, outputs):
+        for at, (name, index) in enumerate(ports):
+            unique, count = name, 0
+            while unique in taken and names.get(index) != unique:
+                count += 1
+                unique = f"{name}_{count}"
+            taken.add(unique)
+            ports[at] = (unique, index)
+            names.setdefault(index, unique)
+    return names
+
+
+def _inputs(
+    builder: Builder, graph: SubgraphRecord, inputs: list[tuple[str, int]], options: LoadOptions
+) -> list[Fault]:
+    faults = []
+    names = [name for name, _ in inputs]
+    shaped = {source_name(name, names) for name in options.input_shapes}
+    for name, index in inputs:
+        tensor = graph.tensors[index]
+        if tensor.dtype is None:
+            faults.append(Fault(f"it is of type {tensor.type_name}", f"input {name!r}", "cut the model after it"))
+            continue
+        # open axes keep the size that the file was written with, as in TensorFlow Lite, unless another is asked for
+        opened = tensor.open_axes if name in shaped else (0,) if options.batch and 0 in tensor.open_axes else ()
+        dims = [f"{name}_{axis}" if axis in opened else size for axis, size in enumerate(tensor.shape)]
+        builder.add_input(tensor, ir.Shape(dims))
+    return faults
+
+
+def _operators(builder: Builder, graph: SubgraphRecord) -> list[Fault]:
+    faults = []
+    for op in graph.ops:
+        builder.op = op
+        where = f"operator {op.index} ({op.code})"
+        read = None if op.custom else READERS.get(op.code)
+        try:
+            if read is None:
+                raise Refused(*_why_not(op.code, op.custom))
+            read(builder)
+        except Refused as error:
+            faults.append(Fault(str(error), where, error.hint))
+            builder.stand_in()
+        except BROKEN as error:
+            faults.append(Fault(f"it contradicts itself: {' '.join(str(error).split())[:200]}", where))
+            builder.stand_in()
+    return faults
+
+
+def _why_not(code: str, custom: bool) -> tuple[str, str]:
+    if custom:
+        return f"the custom operator {code!r} is not known", "cut the model before it (--output) and run it on the CPU"
+    if code in _CONTROL_FLOW:
+        return "control flow is not converted", "convert the subgraphs' models on their own"
+    if code in _STATE:
+        return "state that lasts from run to run is not converted", "make it an input and an output of the model"
+    return "this operator is not converted", "cut the model before it (--output)"
