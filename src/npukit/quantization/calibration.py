@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -19,6 +20,9 @@ from npukit.quantization.simulation import Simulation, native_feeds
 
 _AT_ONCE = 512 << 20  # bytes of activations fetched from one run; more are fetched by running again
 _THREADS = 2
+_LARGE = 1 << 15  # elements that are worth a thread
+_COUNTED = 1 << 15  # elements of an array that a histogram counts; its least, largest and mean see all
+_STRIDES = (1, 3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47, 53, 59, 61, 67, 71, 73, 79, 83, 89, 97)
 
 
 class Calibration:
@@ -41,7 +45,7 @@ class Calibration:
     ) -> None:
         self.graph = graph
         self._tensors = activations(graph)
-        self.observers = {tensor.name: Observer(bins) for tensor in self._tensors}
+        self.observers = {t.name: Observer(bins, stride=_stride(t.shape)) for t in self._tensors}
         self.channels = {tensor.name: ChannelObserver(tensor.shape[-1]) for tensor in channels}
         self.peaks = {name: Peaks(axis) for name, axis in softmax_inputs(graph).items()}
         self._masked = softmax_only(graph)
@@ -61,10 +65,9 @@ class Calibration:
         feeds = native_feeds(self.graph, sample, "float")
         inputs = {name: array for name, array in feeds.items() if name in self.observers}
         with ThreadPoolExecutor(_THREADS) as pool:
-            list(pool.map(self._observe, inputs.items()))
+            self._observe_all(inputs, pool)
             for names in self._rounds:
-                # numpy lets go of the interpreter in its loops: two threads observe twice as fast.
-                list(pool.map(self._observe, self._simulation.run(feeds, names).items()))
+                self._observe_all(self._simulation.run(feeds, names), pool)
         self.samples += 1
         for tensor in self._tensors:
             seen = self.observers[tensor.name]
@@ -75,8 +78,17 @@ class Calibration:
                     hint="look at this sample; the model makes such values of it in float already",
                 )
 
-    def _observe(self, item: tuple[str, Array]) -> None:
-        name, array = item
+    def _observe_all(self, arrays: Mapping[str, Array], pool: ThreadPoolExecutor) -> None:
+        """Large arrays in threads, as numpy lets go of the interpreter in its loops; small ones are mostly Python."""
+        large = sorted((n for n, a in arrays.items() if a.size >= _LARGE), key=lambda n: -arrays[n].size)
+        pending = [pool.submit(self._observe, name, arrays[name]) for name in large]
+        for name, array in arrays.items():
+            if array.size < _LARGE:
+                self._observe(name, array)
+        for future in pending:
+            future.result()
+
+    def _observe(self, name: str, array: Array) -> None:
         self.observers[name].update(array)
         if name in self.channels:
             self.channels[name].update(array)
@@ -106,6 +118,13 @@ class Calibration:
         self.channels = {
             name: ChannelObserver.from_arrays(grouped[f"c{index}"]) for index, name in enumerate(self.channels)
         }
+
+
+def _stride(shape: Sequence[int]) -> int:
+    """Every which element a histogram counts: a prime that divides no extent, so that all channels have their turn."""
+    wanted = max(1.0, math.prod(shape) / _COUNTED)
+    fit = [n for n in _STRIDES if n == 1 or all(extent % n for extent in shape)]
+    return min(fit, key=lambda n: abs(math.log(n / wanted)))
 
 
 def _rounds(tensors: Sequence[Tensor]) -> list[list[str]]:

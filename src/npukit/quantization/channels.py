@@ -12,6 +12,7 @@ from npukit.errors import InputError, UsageError
 from npukit.qnn.graph import Array
 
 _CHUNK = 1 << 15  # elements at once: the copies of a chunk stay in the cache
+_BESIDE = 512  # elements of a row that reductions are fast on
 
 
 class ChannelObserver:
@@ -59,12 +60,20 @@ class ChannelObserver:
         if values.ndim == 0 or values.shape[-1] != self.channels:
             raise InputError(f"an array of shape {list(values.shape)} has not {self.channels} channels")
         rows = values.reshape(-1, self.channels)
-        step = max(1, _CHUNK // max(self.channels, 1))
+        # Rows of few channels lie side by side, or the reductions would spend their time between the rows.
+        beside = max(1, _BESIDE // max(self.channels, 1))
+        step = max(1, _CHUNK // max(self.channels * beside, 1)) * beside
         for begin in range(0, len(rows), step):
-            self._take(rows[begin : begin + step].astype(np.float32, copy=False))
+            chunk = rows[begin : begin + step].astype(np.float32, copy=False)
+            even = len(chunk) - len(chunk) % beside
+            for part, width in ((chunk[:even], beside), (chunk[even:], 1)):
+                if len(part):
+                    self._take(part, width)
 
-    def _take(self, rows: Array) -> None:
-        low, high = rows.min(axis=0), rows.max(axis=0)
+    def _take(self, rows: Array, beside: int) -> None:
+        """Take in float32 [n, channels], n a multiple of `beside`."""
+        wide = rows.reshape(-1, beside * self.channels)
+        low, high = self._over(np.minimum, wide.min(axis=0)), self._over(np.maximum, wide.max(axis=0))
         count = np.full(self.channels, len(rows), np.int64)
         if not (np.isfinite(low).all() and np.isfinite(high).all()):
             kept = np.isfinite(rows)
@@ -72,12 +81,21 @@ class ChannelObserver:
             self.bad += int(rows.size - count.sum())
             low = np.where(kept, rows, np.inf).min(axis=0)
             high = np.where(kept, rows, -np.inf).max(axis=0)
-            rows = np.where(kept, rows, np.float32(0))
+            wide = np.where(kept, rows, np.float32(0)).reshape(wide.shape)
         self.low, self.high = np.minimum(self.low, low), np.maximum(self.high, high)
         self.count += count
-        wide = rows.astype(np.float64)
-        self._sum += wide.sum(axis=0)
-        self._squares += np.einsum("ij,ij->j", wide, wide)
+        with np.errstate(over="ignore"):
+            sums, squares = wide.sum(axis=0), np.einsum("ij,ij->j", wide, wide)
+        if not np.isfinite(squares).all():  # of float32 values: their squares need more
+            exact = wide.astype(np.float64)
+            sums, squares = exact.sum(axis=0), np.einsum("ij,ij->j", exact, exact)
+        self._sum += self._over(np.add, sums.astype(np.float64))
+        self._squares += self._over(np.add, squares.astype(np.float64))
+
+    def _over(self, combine: np.ufunc, found: Array) -> Array:
+        """Figures of rows that lie side by side as those of the channels."""
+        result: Array = combine.reduce(found.reshape(-1, self.channels), axis=0)
+        return result
 
     def merge(self, other: ChannelObserver) -> None:
         """Add what `other` saw; UsageError when it has other channels."""

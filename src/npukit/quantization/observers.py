@@ -9,6 +9,7 @@ and histograms of two machines or two runs can be added.
 
 from __future__ import annotations
 
+import functools
 import math
 import threading
 from collections.abc import Callable, Mapping
@@ -23,6 +24,7 @@ from npukit.quantization.ranges import MIN_RANGE, Range, check_bits
 
 _CHUNK = 1 << 15  # elements at once: the copies of a chunk stay in the cache
 _LANES = 4  # counters per bin while counting: runs of equal values (zeros of a Relu) need not wait for each other
+_SMALL = 8192  # elements of an array that is counted in the bins themselves
 _LEAST_EXPONENT = -126  # of a bin's width, so that its inverse is a float32
 
 
@@ -110,7 +112,8 @@ class Observer:
             if zeros == chunk.size or self._exponent is None:
                 continue
             if lanes is None:
-                lanes = np.zeros((_LANES, self.bins), np.int64)
+                small = flat.size < _SMALL
+                lanes = self._counts[None] if small else np.zeros((_LANES, self.bins), np.int64)
             # The zeros fall into the bin that begins at zero: they are taken out again, cheaper than leaving them out.
             _SCRATCH.count(chunk, self._exponent, self._start, lanes)
             lanes[0, -self._start] -= zeros
@@ -160,7 +163,7 @@ class Observer:
         self._exponent, self._start = exponent, start
 
     def _fold(self, lanes: Array | None) -> None:
-        if lanes is not None:
+        if lanes is not None and len(lanes) > 1:
             self._counts += lanes.sum(axis=0)
 
     def histogram(self) -> tuple[Array, Array]:
@@ -256,7 +259,8 @@ class _Scratch(threading.local):
         np.floor(floats, out=floats)
         # Indices are small numbers, as the bins always reach to zero: float32 is exact.
         floats -= np.float32(start)
-        floats += self.lanes[: chunk.size]
+        if len(lanes) > 1:
+            floats += self.lanes[: chunk.size]
         indices[...] = floats
         # Since numpy 1.25 this is faster than bincount.
         np.add.at(lanes.reshape(-1), indices, 1)
@@ -357,35 +361,44 @@ def _enhanced(observer: Observer, bits: int, symmetric: bool, options: Options) 
 
 _COARSE = 2.0 ** (-np.arange(15) / 2)  # shares of the full range at each end: down to 1/128
 _FINE = tuple(2.0**-power for power in (2, 2, 3, 3, 4, 4, 5, 6))  # octaves to either side, one round each
-_BATCH = 16  # candidates at once: their arrays stay in the cache
+_BATCH = 1 << 15  # numbers at once: edges times candidates, so that their arrays stay in the cache
 
 
 def _searched(observer: Observer, bits: int, symmetric: bool, clip_weight: float) -> Range:
     """The range of least expected squared error on the histogram: a coarse grid over both ends, then around its best.
 
-    The full range is the first candidate and another wins only where it is better.
+    The grid is judged on bins that are merged, its surroundings on finer ones. The full range is the first candidate
+    and another wins only where it is better, on all bins.
     """
     full = observer.range.widened(symmetric=symmetric)
-    expected = Expected.of(observer, bits, symmetric, clip_weight)
-    if expected is None:
+    rough, expected, exact = (Expected.of(observer, bits, symmetric, clip_weight, merged=n) for n in (8, 2, 1))
+    if rough is None or expected is None or exact is None:
         return full
-    downs = np.ones(1) if symmetric or full.low == 0 else _COARSE
-    ups = np.ones(1) if not symmetric and full.high == 0 else _COARSE
-    shares = np.stack(np.meshgrid(downs, ups, indexing="ij"), axis=-1).reshape(-1, 2)
+    sides = not symmetric and full.low < 0, symmetric or full.high > 0
     best, least = np.ones(2), math.inf
     for octaves in (None, *_FINE):
+        shares = _grid(octaves, *sides)
         if octaves is not None:
-            moves = 2.0 ** (np.array([-octaves, 0.0, octaves]))
-            around = [moves if len(side) > 1 else np.ones(1) for side in (downs, ups)]
-            steps = np.stack(np.meshgrid(*around, indexing="ij"), axis=-1).reshape(-1, 2)
-            shares = np.minimum(best * steps, 1.0)
+            shares = np.minimum(best * shares, 1.0)
         if symmetric:
             shares = np.repeat(shares[:, 1:], 2, axis=1)
-        errors = expected.errors(full.low * shares[:, 0], full.high * shares[:, 1])
+        judge = rough if octaves is None else expected
+        errors = judge.errors(full.low * shares[:, 0], full.high * shares[:, 1])
         found = int(np.argmin(errors))
-        if errors[found] < least:
+        if errors[found] < least or octaves == _FINE[0]:
             best, least = shares[found], float(errors[found])
+    whole, cut = exact.errors(full.low * np.array([1.0, best[0]]), full.high * np.array([1.0, best[1]]))
+    if cut >= whole:
+        return full
     return Range(full.low * float(best[0]), full.high * float(best[1])).widened(symmetric=symmetric)
+
+
+@functools.cache
+def _grid(octaves: float | None, down: bool, up: bool) -> Array:
+    """Shares of both ends to try, [n, 2]: the coarse ones, or factors of so many octaves; 1 for an end not in use."""
+    tried = _COARSE if octaves is None else 2.0 ** np.array([-octaves, 0.0, octaves])
+    ends = [tried if used else np.ones(1) for used in (down, up)]
+    return np.stack(np.meshgrid(*ends, indexing="ij"), axis=-1).reshape(-1, 2)
 
 
 @dataclass(frozen=True)
@@ -411,22 +424,38 @@ class Expected:
     clip_weight: float
 
     @classmethod
-    def of(cls, observer: Observer, bits: int, symmetric: bool, clip_weight: float = 1.0) -> Expected | None:
-        """From what was observed; None where only zeros were. `clip_weight`: of the squared error beyond the range."""
+    def of(
+        cls, observer: Observer, bits: int, symmetric: bool, clip_weight: float = 1.0, *, merged: int = 1
+    ) -> Expected | None:
+        """From what was observed; None where only zeros were.
+
+        Args:
+            observer: what was seen.
+            bits: of the codes.
+            symmetric: whether the range is.
+            clip_weight: of the squared error beyond the range.
+            merged: so many bins are taken as one: less exact, and as much faster.
+        """
         edges, counts = observer.histogram()
         if not counts.size:
             return None
+        if merged > 1:
+            starts = np.arange(0, counts.size, merged)
+            edges, counts = np.append(edges[starts], edges[-1]), np.add.reduceat(counts, starts)
         unit = max(-edges[0], edges[-1], MIN_RANGE)
         edges = edges / unit
         density = np.concatenate([[0.0], counts / np.diff(edges), [0.0]])
         total = int(counts.sum()) + observer.zeros
-        return cls(edges, density[:-1] - density[1:], total, float(unit), bits, symmetric, clip_weight)
+        jumps = density[:-1] - density[1:]
+        used = np.flatnonzero(jumps)  # between bins of equal density, as empty ones, nothing changes
+        return cls(edges[used], jumps[used], total, float(unit), bits, symmetric, clip_weight)
 
     def errors(self, lows: Array, highs: Array) -> Array:
         """Mean squared error of each range [lows[i], highs[i]], which holds zero: float64, as many."""
+        batch = max(1, _BATCH // self.edges.size)
         pieces = [
-            self._some(lows[i : i + _BATCH] / self.unit, highs[i : i + _BATCH] / self.unit)
-            for i in range(0, len(lows), _BATCH)
+            self._some(lows[i : i + batch] / self.unit, highs[i : i + batch] / self.unit)
+            for i in range(0, len(lows), batch)
         ]
         means: Array = np.concatenate(pieces) * self.unit**2 / self.total
         return means
