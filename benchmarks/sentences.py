@@ -325,13 +325,13 @@ class Bench:
         return json.loads(place.read_text()) if place.exists() else {"levels": {}, "text": ""}
 
     def sensitivity(self) -> list[tuple[str, ...]]:
-        """W8A16 with one kind of tensor in 8 bits: what hurts."""
+        """W8A8 with one kind of tensor in 16 bits: what hurts."""
         encoder = self.encoder(TECHNIQUES[0])
         samples, reference = self.judging[::4], self.reference[::4]
         rows = []
         for title, names in kinds(encoder.graph, encoder.groups).items():
-            levels = {f"activation {name}": 8 for name in names}
-            assigned = encoder.quantized(Technique(""), "W8A16", levels)
+            levels = {f"activation {name}": 16 for name in names}
+            assigned = encoder.quantized(Technique(""), "W8A8", levels)
             mean, worst = _pair(reference, embed(assigned.graph, "qdq", samples))
             seen = [encoder.calibration.observers[name] for name in names]
             reach = max(max(-o.low, o.high) for o in seen)
@@ -403,7 +403,7 @@ def page(bench: Bench, rows: list[tuple[str, ...]], proof: list[tuple[str, ...]]
         shortest=bench.tokens[0], median=bench.tokens[len(bench.tokens) // 2], longest=bench.tokens[-1],
         length=bench.length, table=_table(HEAD, rows), chip=CHIP, searched=searched, mask=-mask,
         proof=_table(("artifact", "where", "mean", "worst", "cosine to simulation", "s a run"), proof),
-        hurt=_table(("in 8 bits", "tensors", "largest magnitude", "mean", "worst"), hurt),
+        hurt=_table(("in 16 bits", "tensors", "largest magnitude", "mean", "worst"), hurt),
         floats=", ".join(floats) or "none", refused=refused, seconds=encoder.seconds,
         machine=f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
         date=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"), versions=versions,
@@ -443,7 +443,7 @@ that the mask is seen. Goal: W8A16 mean at least 0.999.
 {searched}
 ## What hurts
 
-W8A16 (default) with one kind of tensor in 8 bits, on a quarter of the sentences:
+W8A8 (default) with one kind of tensor in 16 bits, on a quarter of the sentences:
 
 {hurt}
 
