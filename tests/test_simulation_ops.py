@@ -76,6 +76,11 @@ def test_what_htp_computes_at_once_is_not_rounded_between() -> None:
         Op("again", "Sigmoid", [twice.ops[0].outputs[0]], [Tensor("z", DType.UFIXED_POINT_8, (1, 2, 2, 4))])
     )
     assert len(as_computed(twice).ops) == 3, "what two ops read is rounded"
+    joined = _pair("HardSwish")
+    result = joined.ops[1].outputs[0]
+    for kind, count in (("Concat", 4), ("Sigmoid", 4)):
+        joined.ops.append(Op(kind, kind, [result], [Tensor(kind, DType.UFIXED_POINT_8, (1, 2, 2, 4))]))
+        assert len(as_computed(joined).ops) == count, "a Concat and another reader keep them apart"
 
 
 @pytest.mark.native

@@ -113,7 +113,7 @@ def as_computed(graph: Graph) -> Graph:
         made = _norm_as_computed(op) if op.type in ("LayerNorm", "RmsNorm") else op
         made = replace(made, inputs=[t if t is None else exact.get(id(t), t) for t in made.inputs])
         output = op.outputs[0] if op.outputs else None
-        if output is not None and len(found := readers.get(id(output), [])) == 1 and _fused(op, found[0]):
+        if output is not None and len(found := readers.get(id(output), [])) == 1 and _fused(op, found[0], readers):
             real = exact[id(output)] = Tensor(f"{output.name}/unrounded", DType.FLOAT_32, output.shape)
             ops.append(replace(made, outputs=[real]))
             ops.append(Op(f"{op.name}/rounded", "Quantize", [real], [output]))  # for whoever fetches it
@@ -131,8 +131,14 @@ def _readers(graph: Graph) -> dict[int, list[Op]]:
     return found
 
 
-def _fused(op: Op, reader: Op) -> bool:
-    """Whether HTP computes both at once: at 8 bits, and where nothing else reads what is between."""
+def _fused(op: Op, reader: Op, readers: dict[int, list[Op]]) -> bool:
+    """Whether HTP computes both at once: at 8 bits, and where nothing else reads what is between.
+
+    Nor where a Concat and another op read the result.
+    """
+    after = readers.get(id(reader.outputs[0]), [])
+    if len(after) > 1 and any(last.type == "Concat" for last in after):
+        return False
     neuron = reader.params.get("operation") if reader.type == "ElementWiseNeuron" else None
     kind = "HardSwish" if neuron is not None and neuron.value == _HARD_SWISH else reader.type
     if op.type not in _FUSED.get(kind, ()) or (op.type == "MatMul" and weight_axis(op) is None):
