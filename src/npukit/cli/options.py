@@ -37,7 +37,7 @@ class Common:
 
 def build(name: str, options: type, run: Callable[[Any, Common], None]) -> typer.Typer:
     """A typer app with the one command `name`, which parses its options and calls `run(options, common)`."""
-    fields = {**specs(options), **specs(Common)}
+    fields = {key: pair for key, pair in {**specs(options), **specs(Common)}.items() if not pair[1].python}
     hints = {**typing.get_type_hints(options), **typing.get_type_hints(Common)}
     parameters = [
         inspect.Parameter(

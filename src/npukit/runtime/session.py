@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import numpy as np
 
 from npukit.errors import Fault, InputError, MissingDependency, ModelError, UsageError, nearest
+from npukit.frontends.pytorch.kinds import kind_of
 from npukit.runtime import BACKEND_NAMES, host
 from npukit.runtime.contract import Array, Port, Shape, from_native, gather, show, to_native
 from npukit.runtime.engine import Description, Engine, Placement, ProfileEvent, Request, open_engine
@@ -533,6 +534,8 @@ def file_kind(path: Path) -> str:
 
 
 def _zip_kind(path: Path, head: bytes) -> str:
+    if kind_of(path) is not None:
+        raise ModelError("it is a PyTorch file", where=str(path), hint="convert it first: npukit convert FILE")
     # The first member's name stands in the local header; every DLC seen begins with one of these.
     length = int.from_bytes(head[26:28], "little")
     first = head[30 : 30 + length].decode("utf-8", "replace")
@@ -545,7 +548,6 @@ def _zip_kind(path: Path, head: bytes) -> str:
     raise ModelError(
         f"it is a zip archive, but not a DLC (its first member is {first!r})",
         where=str(path),
-        hint="a PyTorch model must be converted first: npukit convert",
     )
 
 

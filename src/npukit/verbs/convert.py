@@ -7,6 +7,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from npukit.analysis.verify import Verification
     from npukit.artifacts.stamp import IoTensor, Stamp
     from npukit.frontends.onnx.options import Normalized
+    from npukit.frontends.pytorch import Exported
     from npukit.lowering import Lowered
     from npukit.qnn.graph import Op, Tensor
     from npukit.targets import Target
@@ -69,7 +71,7 @@ class ConvertOptions:
     Verification inputs are those given with --input NAME=FILE, else test_data_set_* beside the model, else generated.
     """
 
-    model: Path = arg("the model (.onnx)")
+    model: Path = arg("the model (.onnx, .pt2, TorchScript .pt)")
     output: Path | None = opt(None, "The DLC to write [MODEL.dlc].", "-o", "--out", parse=Path, metavar="FILE")
     target: tuple[str, ...] = opt(
         (), "Chip or backend to convert for; repeatable [portable].", many=True, parse=o.strings, metavar="NAME"
@@ -91,6 +93,9 @@ class ConvertOptions:
         False, "Leave the source's quantization out: Q/DQ nodes go, the model is float.", "--strip-quantization"
     )
     io_layout: str = opt("source", "Layout of inputs and outputs.", choices=("source", "nhwc"))
+    allow_pickle: bool = opt(False, "Read a PyTorch file also where that runs Python code in it.", "--allow-pickle")
+    example_inputs: Any = opt(None, "Inputs that a torch.nn.Module is traced with.", python=True)
+    dynamic_shapes: Any = opt(None, "As torch.export takes it.", python=True)
     dry_run: bool = opt(False, "Only check that the model can be converted.", "--dry-run", hidden=True)
     verify: bool = opt(True, "Compare the result with the source.", "--verify/--no-verify", hidden=True)
     verify_backend: str | None = opt(
@@ -208,6 +213,9 @@ class ConvertResult:
 def convert(options: ConvertOptions) -> ConvertResult:
     """Convert `model` to a DLC at `output` and verify it.
 
+    In Python `model` may be a `torch.nn.Module`, with `example_inputs` (a tuple, or a dict by name), or an
+    `ExportedProgram`; the source is then the ONNX that torch exports of it.
+
     The file appears under its name only when it passed; one that failed stands as `output`.rejected and the result's
     `exit_code` is 1.
 
@@ -224,6 +232,9 @@ def convert(options: ConvertOptions) -> ConvertResult:
 
     if options.random is not None and options.random < 1:
         raise UsageError("at least one sample is needed", where="--random")
+    given: Any = options.model
+    if not isinstance(given, os.PathLike):
+        return _convert_object(options)
     targets = tuple(target.name for target in resolve(options.target))
     output = options.output or options.model.with_suffix(".dlc")
     with isolated(in_process=options.in_process, timeout=options.timeout) as call:
@@ -251,6 +262,22 @@ def convert(options: ConvertOptions) -> ConvertResult:
 
         report.write([outcome], options.report)
     return ConvertResult(place, replace(converted, stamp=stamp), outcome, "", size, targets)
+
+
+def _convert_object(options: ConvertOptions) -> ConvertResult:
+    """Convert a PyTorch program in memory, by way of the ONNX that torch exports here, where the program is."""
+    from npukit.frontends.pytorch import export_object
+
+    made = export_object(
+        options.model, options.example_inputs, options.dynamic_shapes, options.input_shapes, run=options.verify
+    )
+    try:
+        output = options.output or Path(made.path.name).with_suffix(".dlc")
+        on_disk = replace(options, model=made.path, output=output, example_inputs=None, dynamic_shapes=None)
+        result: ConvertResult = convert(on_disk)
+    finally:
+        shutil.rmtree(made.path.parent, ignore_errors=True)
+    return replace(result, converted=replace(result.converted, notes=(*made.notes, *result.converted.notes)))
 
 
 class _Moved(Exception):
@@ -366,8 +393,12 @@ def lower_source(
     from npukit.qnn.names import Names
 
     log.report("reading the model", 0.0)
-    normalized = load(options.model, _load_options(options))
+    made = torch_source(options)
+    normalized = load(options.model if made is None else made.path, _load_options(options))
     notes = [*normalized.notes, *_double_notes(normalized.model)]
+    if made is not None:
+        normalized.digest = made.digest
+        notes = [*made.notes, *notes]
     if normalized.stripped:
         notes.append(f"{normalized.stripped} nodes of the source's quantization were left out")
     if loaded is not None:
@@ -380,6 +411,18 @@ def lower_source(
         integers=integers,
     )
     return normalized, lower(normalized.model, targets, lower_options, validators), notes
+
+
+def torch_source(options: ConvertOptions) -> Exported | None:
+    """The ONNX of a source that is a PyTorch file, exported once a process; None for any other source."""
+    from npukit.frontends.pytorch import as_onnx
+
+    return as_onnx(
+        options.model,
+        shapes=options.input_shapes,
+        allow_pickle=options.allow_pickle,
+        compare=options.verify and not options.dry_run,
+    )
 
 
 def _load_options(options: ConvertOptions) -> Any:
@@ -529,6 +572,9 @@ def _verify(options: ConvertOptions, path: Path, backend: str, name: str, conver
 
 def cut_source(options: ConvertOptions, stamp: Stamp, stack: contextlib.ExitStack) -> Path:
     """The model to compare with: the source, or a copy that is cut, shaped or without quantization as asked for."""
+    made = torch_source(options)
+    if made is not None:
+        options = replace(options, model=made.path)
     if options.strip_quantization:
         from npukit.analysis.reference import without_quantization
 

@@ -47,6 +47,7 @@ class OptionSpec:
         metavar: what stands for the value in the help.
         choices: the values allowed, or empty for any.
         hidden: left out of the stamp and of the JSON echo of options.
+        python: an object in memory, which the command line does not have.
     """
 
     help: str
@@ -57,6 +58,7 @@ class OptionSpec:
     metavar: str | None = None
     choices: tuple[str, ...] = ()
     hidden: bool = False
+    python: bool = False
 
 
 def arg(
@@ -83,9 +85,10 @@ def opt(
     metavar: str | None = None,
     choices: Sequence[str] = (),
     hidden: bool = False,
+    python: bool = False,
 ) -> Any:
     """Declare an option. Mutable defaults (a dict) are copied for each instance."""
-    spec = OptionSpec(help, flags=flags, many=many, parse=parse, metavar=metavar, choices=tuple(choices), hidden=hidden)
+    spec = OptionSpec(help, flags, False, many, parse, metavar, tuple(choices), hidden or python, python)
     if isinstance(default, dict):
         return dataclasses.field(default_factory=lambda: dict(default), metadata={OPTION: spec})
     return dataclasses.field(default=default, metadata={OPTION: spec})

@@ -9,7 +9,7 @@ import functools
 import logging
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -99,8 +99,13 @@ def verify_here(options: VerifyOptions, given: Samples | None = None) -> tuple[V
     from npukit.analysis import compare
     from npukit.analysis import verify as analysis
     from npukit.analysis.reference import check_rewritten
+    from npukit.frontends.pytorch import as_onnx
     from npukit.runtime.session import file_kind
 
+    assert options.against is not None
+    made = as_onnx(options.against)
+    if made is not None:
+        options = replace(options, against=made.path)
     assert options.against is not None
     source = _source(options.against) if file_kind(options.against) == "onnx" else None
     with contextlib.ExitStack() as stack:
@@ -109,6 +114,7 @@ def verify_here(options: VerifyOptions, given: Samples | None = None) -> tuple[V
         indices = index_outputs(source, names) if source is not None else {}
         fetch = _fetch(source, names, indices) if options.reference_backend in (None, "ort") else ()
         reference, notes = _reference(options, model, fetch, stack)
+        notes = [*made.notes, *notes] if made is not None else notes
         native = model.stamp is None and file_kind(options.model) != "onnx"
         if native and _codes_for_floats(model, reference):
             model.close()
