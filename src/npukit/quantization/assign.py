@@ -21,6 +21,7 @@ from npukit.qnn.names import Names
 from npukit.quantization import ranges
 from npukit.quantization.capabilities import unreliable
 from npukit.quantization.roles import (
+    EXACT,
     FLOAT_ONLY,
     Groups,
     Role,
@@ -248,9 +249,11 @@ class _Assignment:
     def _plan_groups(self) -> dict[int, int]:
         """The precision of each group: the finest that one of its tensors asks for."""
         found: dict[int, int] = {}
+        exact = {id(tensor) for op in self._graph.ops if op.type in EXACT for _, tensor in data_inputs(op)}
         for tensor in activations(self._graph):
             key = self._groups.key(tensor)
-            wanted = self._plan.tensors.get(tensor.name, self._plan.activations)
+            planned = FLOAT if id(tensor) in exact else self._plan.activations
+            wanted = self._plan.tensors.get(tensor.name, planned)
             found[key] = finest([wanted, found[key]]) if key in found else wanted
         return found
 

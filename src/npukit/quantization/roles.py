@@ -39,6 +39,8 @@ CONVOLUTIONS = frozenset(_WEIGHT_AXIS) - {"FullyConnected"}
 _NORMS = frozenset(("LayerNorm", "RmsNorm", "InstanceNorm", "GroupNorm", "Batchnorm"))
 # Ops whose result depends on the dtype itself and not on the real value: they see floats.
 FLOAT_ONLY = frozenset(("Cast", "IsNan", "IsInf", "Quantize", "Dequantize", "Convert"))
+# Whether two values are the same is another question once they are rounded: what these compare stays in float.
+EXACT = frozenset(("ElementWiseEqual", "ElementWiseNotEqual"))
 # One data input, moved without computing: input and output share one encoding, so that codes are only copied.
 MOVES = frozenset(
     ("Reshape", "Transpose", "StridedSlice", "Split", "Gather", "GatherElements", "GatherNd", "Tile", "UnPack")
