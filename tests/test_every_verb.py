@@ -34,12 +34,15 @@ int socket(int domain, int type, int protocol) {
 
 # Not in it: `targets`, which is no function, and `libs add`, which is for the network.
 SCRIPT = """
+import numpy as np
 import npukit
 from npukit.verbs.targets import targets
 
+images = np.random.default_rng(1).random((2, 1, 1, 8, 8), np.float32)
 calls = {
     "convert": lambda: npukit.convert("digits.onnx", output="d.dlc"),
     "lint": lambda: npukit.lint("digits.onnx"),
+    "quantize": lambda: npukit.quantize("digits.onnx", calibration=images, output="q.dlc"),
     "compile": lambda: npukit.compile("d.dlc", output="d.bin", target="sm8650"),
     "run": lambda: npukit.run("d.dlc", random=1, output="out"),
     "verify": lambda: npukit.verify("d.bin", against="digits.onnx", random=1, report="report.html"),

@@ -179,6 +179,32 @@ def test_qlinear_conv_with_its_bias() -> None:
     assert np.abs(run(found.model, x=x) - run(model, x=x)).max() < 0.3  # 1.5 steps of y: its rounding and that of x
 
 
+@pytest.mark.parametrize("turned", [0, 1])
+def test_qgemm_with_its_bias(turned: int) -> None:
+    rng = np.random.default_rng(6)
+    weight = rng.integers(-100, 100, (3, 8)).astype(np.int8)
+    model = parsed(
+        """gemm (float[2,8] x) => (float[2,3] y) {
+            q = QuantizeLinear(x, xs, xz)
+            c = com.microsoft.QGemm <transB: int = TURNED> (q, xs, xz, w, ws, wz, b, ys, yz)
+            y = DequantizeLinear(c, ys, yz)
+        }""".replace("TURNED", str(turned)),
+        xs=np.float32(0.02),
+        xz=np.uint8(120),
+        w=weight if turned else weight.T.copy(),
+        ws=np.array([0.01, 0.02, 0.005], np.float32),
+        wz=np.zeros(3, np.int8),
+        ys=np.float32(0.2),
+        yz=np.uint8(128),
+        b=np.array([1000, -2000, 3000], np.int32),
+    )
+    model.opset_import.append(onnx.helper.make_opsetid("com.microsoft", 1))
+    found = stripped(model)
+    assert ops(found) == ["Gemm"]
+    x = rng.uniform(-2, 2, (2, 8)).astype(np.float32)
+    assert np.abs(run(found.model, x=x) - run(model, x=x)).max() < 0.3
+
+
 def test_a_dynamically_quantized_network(tmp_path: Path) -> None:
     rng = np.random.default_rng(3)
     weight = rng.standard_normal((16, 8)).astype(np.float32)

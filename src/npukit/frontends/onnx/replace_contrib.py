@@ -345,6 +345,24 @@ def qlinear_unary(builder: Builder, node: ir.Node) -> Values:
     return [builder.op("QuantizeLinear", value, node.inputs[3], input_at(node, 4))]
 
 
+@row("QGemm")
+def qgemm(builder: Builder, node: ir.Node) -> Values:
+    """(A, a_scale, a_zero, B, b_scale, b_zero, C, y_scale, y_zero); C in int32 at alpha * a_scale * b_scale."""
+    turned, alpha = attribute(node, "transB", 0), attribute(node, "alpha", 1.0)
+    b = builder.op("DequantizeLinear", *node.inputs[3:6], axis=0 if turned else 1)
+    operands = [_triple(builder, node, 0), b]
+    bias = input_at(node, 6)
+    if bias is not None:
+        codes, scales = constant(bias), [constant(node.inputs[1]), constant(node.inputs[4])]
+        if codes is None or scales[0] is None or scales[1] is None:
+            raise Unsupported("its bias or scales are not constant")
+        real = codes.astype(np.float64) * alpha * scales[0].reshape(-1) * scales[1].reshape(-1)
+        operands.append(builder.const(real.astype(np.float32), "bias"))
+    value = builder.op("Gemm", *operands, alpha=alpha, transA=attribute(node, "transA", 0), transB=turned)
+    scale = input_at(node, 7)
+    return [value if scale is None else builder.op("QuantizeLinear", value, scale, input_at(node, 8))]
+
+
 @row("QLinearConcat")
 def qlinear_concat(builder: Builder, node: ir.Node) -> Values:
     """(y_scale, y_zero, then X, scale, zero of each)."""
