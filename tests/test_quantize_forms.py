@@ -15,11 +15,12 @@ from npukit.analysis import cost
 from npukit.artifacts import dlc
 from npukit.errors import UsageError
 from npukit.qnn.api import libraries
-from npukit.qnn.graph import DType, Graph, Op, Param, Tensor, TensorKind
+from npukit.qnn.graph import DType, Encoding, Graph, Op, Param, Tensor, TensorKind
 from npukit.quantization import ranges
 from npukit.quantization.assign import Legal, Plan, assign, block_axis
 from npukit.quantization.calibrated import Calibrated, Scheme
 from npukit.quantization.calibration import Calibration
+from npukit.quantization.entry import Entry
 from npukit.quantization.float_width import with_float_width
 from npukit.quantization.roles import Groups
 from npukit.raising.encodings import dequantized
@@ -118,6 +119,19 @@ def test_where_eight_bits_are_refused_a_bias_has_32() -> None:
     assert bias is not None
     assert bias.dtype is DType.SFIXED_POINT_32
     assert made.precisions == {"fc": 8}
+
+
+def test_a_constant_that_is_asked_for_with_signed_codes_has_the_same_values_without_sign() -> None:
+    graph = fully_connected()
+    x, table, y = graph.inputs[0], static("c", 32), Tensor("z", DType.FLOAT_32, (4, 32), TensorKind.APP_READ)
+    graph = Graph("g", [x], [y], [Op("mul", "ElementWiseMultiply", [x, table], [y])])
+    wish = Entry("c", "param", 8, scales=(0.02,), offsets=(0,), signed=True, symmetric=True)
+    calibration = Calibration(graph, threads=1)
+    calibration.update({"x": RNG.standard_normal(x.shape).astype(np.float32)})
+    chosen = Calibrated(calibration, Groups(graph), Scheme(), {table: wish})
+    held = assign(graph, Plan(), chosen, Legal({})).graph.ops[0].inputs[1]
+    assert held is not None
+    assert (held.dtype, held.encoding) == (DType.UFIXED_POINT_8, Encoding.per_tensor(float(np.float32(0.02)), -128))
 
 
 def test_floats_of_sixteen_bits() -> None:

@@ -213,6 +213,13 @@ def assign(graph: Graph, plan: Plan, encodings: Encodings, legal: Legal, groups:
     return _Assignment(graph, plan, encodings, legal, groups or Groups(graph)).run()
 
 
+def _unsigned(dtype: DType, encoding: Encoding) -> tuple[DType, Encoding]:
+    """The same real values in codes without sign, which HTP takes of every operand that is no weight."""
+    if dtype not in (DType.SFIXED_POINT_8, DType.SFIXED_POINT_16) or encoding.axis is not None:
+        return dtype, encoding
+    return ACTIVATION[dtype.bits], Encoding.per_tensor(encoding.scale, encoding.offset - (1 << (dtype.bits - 1)))
+
+
 class _Assignment:
     def __init__(self, graph: Graph, plan: Plan, encodings: Encodings, legal: Legal, groups: Groups) -> None:
         self._graph, self._plan, self._encodings, self._legal, self._groups = graph, plan, encodings, legal, groups
@@ -429,7 +436,7 @@ class _Assignment:
                 reach = self._encodings.reach(tensor, width)
                 encoding = ranges.encoding(reach, width, symmetric=symmetric, signed=signed)
                 asked = (DType.SFIXED_POINT_32 if bits == 32 else ACTIVATION[bits]), encoding
-            self._made[key] = self._coded(tensor, *asked)
+            self._made[key] = self._coded(tensor, *_unsigned(*asked))
         return self._made[key]
 
     def _table(self, source: Tensor, moved: Tensor, bits: int) -> Tensor:
@@ -489,8 +496,8 @@ class _Assignment:
         if key not in self._made:
             values = self._encodings.bias(op, weight)
             dtype, encoding = self._encodings.asked(source) or (DType.SFIXED_POINT_32, None)
-            if dtype is DType.SFIXED_POINT_8 and encoding is not None and encoding.axis is None:
-                dtype, encoding = ACTIVATION[8], Encoding.per_tensor(encoding.scale, encoding.offset - 128)
+            if encoding is not None:
+                dtype, encoding = _unsigned(dtype, encoding)
             if encoding is None and bits == 8:
                 reach = ranges.Range(float(values.min(initial=0.0)), float(values.max(initial=0.0)))
                 dtype, encoding = ACTIVATION[8], ranges.encoding(reach, 8)

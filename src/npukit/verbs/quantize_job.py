@@ -30,7 +30,7 @@ from npukit.quantization.calibration import Calibration
 from npukit.quantization.encodings_tools import entries_of
 from npukit.quantization.entry import EncodingsError, Entry
 from npukit.quantization.float_width import with_float_width
-from npukit.quantization.overrides import EncodingsReport, Matched, match, report
+from npukit.quantization.overrides import UNKNOWN, EncodingsReport, Matched, match, report
 from npukit.quantization.roles import Groups, weight_axis
 from npukit.quantization.search import Unit
 from npukit.quantization.sensitivity import find_units
@@ -236,6 +236,8 @@ def _with_own(matched: Matched, own: Own, graph: Graph, names: dict[str, str], g
     }
     taken = {tensor.name for tensor in forced}
     rows = [replace(row, error=False) for row in found.rows if not row.tensors or taken.intersection(row.tensors)]
+    gone = "the model without quantization has not this value"
+    rows = [replace(row, rule=gone, hint="") if row.status == UNKNOWN else row for row in rows]
     return Matched((*matched.rows, *rows), {**forced, **matched.forced})
 
 
