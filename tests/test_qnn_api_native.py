@@ -246,6 +246,15 @@ def test_trap_htp_has_a_device_with_the_targets_soc():
         Backend("htp", soc_id=999)
 
 
+def test_trap_each_backend_validates_for_its_own_chip():
+    """With two open, libQnnHtp would validate for the one opened last: QCS6490 refuses float32."""
+    relu = Op("r", "Relu", [Tensor("x", F32, (1, 4))], [Tensor("y", F32, (1, 4))])
+    with Backend("htp", soc_id=35) as old, Backend("htp", soc_id=43) as new:
+        assert old.validate(relu) is not None
+        assert new.validate(relu) is None
+        assert old.validate(relu) is not None
+
+
 def test_context_binary_round_trip(backend):
     x = np.linspace(-2, 2, 64, dtype=np.float32).reshape(1, 64)
     with quiet_fds(), backend.context() as context:

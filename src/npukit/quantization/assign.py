@@ -372,6 +372,8 @@ class _Assignment:
                 outputs.append(own)
             else:
                 made = self._other(tensor, precision)  # whoever reads it as fine as this takes it
+                if tensor.name in self._plan.tensors:  # but not past the rounding that was asked for
+                    del self._made[id(tensor), precision]
                 outputs.append(made)
                 after.append((made, own))
         self._out.ops.append(replace(form, inputs=inputs, outputs=outputs))

@@ -18,10 +18,15 @@ from npukit.quantization.entry import Entry
 from npukit.quantization.masking import lowest_seen
 from npukit.quantization.observers import Observer, observed_range
 from npukit.quantization.ranges import Range
-from npukit.quantization.roles import Groups
-from npukit.quantization.weights import blockwise, quantize_weights
+from npukit.quantization.roles import Groups, by_input_channel
+from npukit.quantization.rounding import round_and_fit, round_weights
+from npukit.quantization.weights import blockwise, quantize_weights, weight_dtype
 from npukit.raising.encodings import dequantized
 
+# What calibration has not seen may lie beyond what it has: room for it, where 16 bits have steps to spare, and for
+# outputs, where it shows most (measured: docs/results/quantization-techniques.md).
+_MARGIN_16, _MARGIN_OUTPUT = 1.5, 1.25
+_HUGE = 1e20
 # Channels of tiny weights keep their bits; the product with an activation's scale is still a normal float32.
 _LEAST_SCALE = 1e-12
 
@@ -36,7 +41,8 @@ class Scheme:
         weight_method: of `RANGE_METHODS`.
         percentile: for the method "percentile", 90 to 100.
         symmetric_activations: zero in the middle of every activation's codes.
-        importance: the error of a weight counts as much as the mean square of what it multiplies.
+        importance: the error of a weight counts as much as the mean square of what it multiplies. Off by default: on
+            most networks it takes more than it gives (docs/results/quantization-techniques.md).
         bias_correction: biases make up for the mean error of the weights (arXiv 1906.04721, section 4.2).
         mask_rule: ranges end where Softmax sees nothing more (`npukit.quantization.masking`).
         steps: lowest and highest code of symmetric encodings (--restrict-quantization-steps).
@@ -46,7 +52,7 @@ class Scheme:
     weight_method: str = "mse"
     percentile: float = 99.99
     symmetric_activations: bool = False
-    importance: bool = True
+    importance: bool = False
     bias_correction: bool = True
     mask_rule: bool = True
     steps: tuple[int, int] | None = None
@@ -91,6 +97,11 @@ class Calibrated:
         cuts = scheme.activation_method == "percentile"
         method = scheme.activation_method if bits == 8 or cuts else "min-max"
         symmetric = scheme.symmetric_activations or self._groups.centred(tensor, bits)
+        margin = 1.0
+        if method == "min-max" and scheme.activation_method != "min-max":
+            margin = _MARGIN_16
+        elif scheme.activation_method == "mse" and self._is_output(tensor):
+            method, margin = "min-max", _MARGIN_OUTPUT
         found: Range | None = None
         # Elements of a constant may be others than calibration met: all of it counts.
         for member in self._groups.tables(tensor) or self._groups.deciding(tensor):
@@ -100,11 +111,17 @@ class Calibrated:
             lowest = self._lowest(bits).get(member.name)
             if lowest is None:
                 own = observed_range(observer, method, bits, symmetric=symmetric, percentile=scheme.percentile)
+                if margin != 1 and member.kind is not TensorKind.STATIC:
+                    own = Range(own.low * margin, own.high * margin)
             else:
                 own = Range(lowest, max(observer.high, 0.0))
             found = own if found is None else found.merge(own)
         assert found is not None
         return ranges.encoding(found, bits, symmetric=symmetric)
+
+    def _is_output(self, tensor: Tensor) -> bool:
+        """Whether the group holds an output of the graph: its largest values are what is asked for."""
+        return any(member.kind is TensorKind.APP_READ for member in self._groups.of(tensor))
 
     def _observer(self, tensor: Tensor) -> Observer:
         if tensor.kind is not TensorKind.STATIC:
@@ -121,6 +138,11 @@ class Calibrated:
         if bits not in self._masks:
             self._masks[bits] = lowest_seen(self._seen.graph, self._seen, bits)
         return self._masks[bits]
+
+    def beyond(self) -> list[str]:
+        """Tensors that hold numbers as -3.4e38, which leave no codes for the others, where not only Softmax sees them."""
+        names = (name for name, seen in self._seen.observers.items() if max(-seen.low, seen.high) > _HUGE)
+        return [name for name in names if name not in self._lowest(8)]
 
     def reach(self, constant: Tensor, bits: int) -> Range:
         """The values of a constant operand that matter in `bits`."""
@@ -143,7 +165,9 @@ class Calibrated:
         assert source is not None
         assert source.data is not None
         key = (id(source), axis, bits, block)
-        if key not in self._weights and block:
+        if key in self._weights:
+            return self._weights[key]
+        if block:
             along = block_axis(op, block)
             assert axis is not None
             assert along is not None
@@ -158,7 +182,7 @@ class Calibrated:
                 importance=self._importance(op) if self.scheme.importance and least else None,
                 name=source.name,
             )
-        elif key not in self._weights:
+        else:
             self._weights[key] = quantize_weights(
                 source.data,
                 bits,
@@ -170,7 +194,20 @@ class Calibrated:
                 least_scale=_LEAST_SCALE,
                 name=source.name,
             )
+        self._weights[key] = self._rounded(op, bits, *self._weights[key])
         return self._weights[key]
+
+    def _rounded(self, op: Op, bits: int, codes: Array, encoding: Encoding) -> tuple[Array, Encoding]:
+        """The codes that give the least error of the output, where that was asked for and its inputs were observed."""
+        moments = None if self._seen.moments is None else self._seen.moments.by_op.get(op.name)
+        source = op.inputs[1]
+        if moments is None or not moments.rows or source is None or source.data is None or bits > 8:
+            return codes, encoding
+        centred = self.scheme.bias_correction and len(op.inputs) > 2 and op.inputs[2] is not None
+        values, dtype, steps = np.asarray(source.data), weight_dtype(bits), self.scheme.steps
+        if bits == 4 and encoding.block_scales is None and steps is None:
+            return round_and_fit(op, values, encoding, moments, centred=centred, dtype=dtype)
+        return round_weights(op, values, encoding, moments, centred=centred, dtype=dtype, limits=steps), encoding
 
     def _importance(self, op: Op) -> Array | None:
         """Mean square of the input that each weight multiplies, broadcastable onto the weight."""
@@ -201,25 +238,3 @@ class Calibrated:
         axis = 0 if op.type == "FullyConnected" else float_weight.rank - 1
         shift = error.sum(axis=tuple(a for a in range(float_weight.rank) if a != axis))
         return values + shift if shift.shape == values.shape else values
-
-
-def by_input_channel(op: Op, values: Array) -> Array | None:
-    """Figures [C] of the channels of `op`'s input, broadcastable onto its weight; None where that has no such axis."""
-    weight = op.inputs[1]
-    assert weight is not None
-    if op.type == "FullyConnected":
-        return values[None, :] if weight.shape[1] == len(values) else None
-    if op.type == "MatMul":
-        flipped = op.params.get("transpose_in1")
-        turned = flipped is not None and bool(flipped.value)
-        return values[None, :] if turned else values[:, None]
-    if op.type.startswith("DepthWise"):  # [*kernel, 1, C * multiplier]
-        times, rest = divmod(weight.shape[-1], len(values))
-        return np.repeat(values, times) if not rest else None
-    if op.type.startswith("TransposeConv"):
-        return None
-    inner, outer = weight.shape[-2:]
-    groups, rest = divmod(len(values), inner)
-    if rest or outer % groups:
-        return None
-    return np.repeat(values.reshape(groups, inner).T, outer // groups, axis=1)  # [in of a group, out]

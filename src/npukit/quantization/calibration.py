@@ -16,6 +16,7 @@ from npukit.qnn.graph import Array, Graph, Tensor
 from npukit.quantization.masking import Peaks, softmax_inputs, softmax_only
 from npukit.quantization.observers import ChannelObserver, Observer
 from npukit.quantization.roles import activations
+from npukit.quantization.rounding import Moments
 from npukit.quantization.simulation import Simulation, native_feeds
 
 _AT_ONCE = 512 << 20  # bytes of activations fetched from one run; more are fetched by running again
@@ -31,6 +32,7 @@ class Calibration:
     Args:
         graph: floats held as FLOAT_32.
         channels: tensors [.., C] of which each channel's mean, power and reach are wanted too.
+        moments: second moments of inputs of ops with weights, to be fed too.
         bins: of each histogram.
         threads: of ONNX Runtime.
 
@@ -41,9 +43,15 @@ class Calibration:
     """
 
     def __init__(
-        self, graph: Graph, *, channels: Sequence[Tensor] = (), bins: int = 2048, threads: int | None = None
+        self,
+        graph: Graph,
+        *,
+        channels: Sequence[Tensor] = (),
+        moments: Moments | None = None,
+        bins: int = 2048,
+        threads: int | None = None,
     ) -> None:
-        self.graph = graph
+        self.graph, self.moments = graph, moments
         self._tensors = activations(graph)
         self.observers = {t.name: Observer(bins, stride=_stride(t.shape)) for t in self._tensors}
         self.channels = {tensor.name: ChannelObserver(tensor.shape[-1]) for tensor in channels}
@@ -94,6 +102,8 @@ class Calibration:
             self.channels[name].update(array)
         if name in self.peaks:
             self.peaks[name].update(array)
+        if self.moments is not None:
+            self.moments.update(name, array)
 
     def state(self) -> dict[str, Array]:
         """Everything seen so far, for `restore`."""
@@ -103,6 +113,8 @@ class Calibration:
         for prefix, table in kinds:
             for index, observer in enumerate(table.values()):
                 found.update({f"{prefix}{index}/{key}": value for key, value in observer.to_arrays().items()})
+        if self.moments is not None:
+            found.update({f"m/{key}": value for key, value in self.moments.state().items()})
         return found
 
     def restore(self, state: Mapping[str, Array]) -> None:
@@ -112,12 +124,38 @@ class Calibration:
             owner, _, part = key.partition("/")
             grouped.setdefault(owner, {})[part] = value
         self.samples = int(state["samples"])
+        if self.moments is not None:
+            self.moments.restore(grouped["m"])
         for peaks, (least, greatest) in zip(self.peaks.values(), state["peaks"], strict=True):
             peaks.least, peaks.greatest = float(least), float(greatest)
         self.observers = {name: Observer.from_arrays(grouped[f"o{index}"]) for index, name in enumerate(self.observers)}
         self.channels = {
             name: ChannelObserver.from_arrays(grouped[f"c{index}"]) for index, name in enumerate(self.channels)
         }
+
+
+class ChannelPass:
+    """Channel statistics of some tensors [.., C] of a float graph, and of nothing else.
+
+    Attributes:
+        channels: by tensor name.
+    """
+
+    def __init__(self, graph: Graph, tensors: Sequence[Tensor], threads: int | None = None) -> None:
+        self._graph = graph
+        self.channels = {tensor.name: ChannelObserver(tensor.shape[-1]) for tensor in tensors}
+        inputs = {tensor.name for tensor in graph.inputs}
+        inner = [tensor for tensor in tensors if tensor.name not in inputs]
+        self._simulation = Simulation(graph, "float", fetch=inner, threads=threads)
+        self._rounds = _rounds(inner)
+
+    def update(self, sample: Mapping[str, Array]) -> None:
+        """Take in one sample: arrays by source name."""
+        feeds = native_feeds(self._graph, sample, "float")
+        for arrays in (feeds, *(self._simulation.run(feeds, names) for names in self._rounds)):
+            for name, array in arrays.items():
+                if name in self.channels:
+                    self.channels[name].update(array)
 
 
 def _stride(shape: Sequence[int]) -> int:

@@ -10,7 +10,9 @@ from __future__ import annotations
 import enum
 from collections.abc import Container, Iterator
 
-from npukit.qnn.graph import Graph, Op, Tensor, TensorKind
+import numpy as np
+
+from npukit.qnn.graph import Array, Graph, Op, Tensor, TensorKind
 
 
 class Role(enum.Enum):
@@ -104,6 +106,28 @@ def is_clamp(op: Op) -> bool:
     """Whether `op` cuts its input at constants, which a saturating encoding of the input does as well."""
     neuron = op.params.get("operation") if op.type == "ElementWiseNeuron" else None
     return op.type in _CLAMPS or (neuron is not None and neuron.value in _CLAMPING_NEURONS)
+
+
+def by_input_channel(op: Op, values: Array) -> Array | None:
+    """Figures [C] of the channels of `op`'s input, broadcastable onto its weight; None where that has no such axis."""
+    weight = op.inputs[1]
+    assert weight is not None
+    if op.type == "FullyConnected":
+        return values[None, :] if weight.shape[1] == len(values) else None
+    if op.type == "MatMul":
+        flipped = op.params.get("transpose_in1")
+        turned = flipped is not None and bool(flipped.value)
+        return values[None, :] if turned else values[:, None]
+    if op.type.startswith("DepthWise"):  # [*kernel, 1, C * multiplier]
+        times, rest = divmod(weight.shape[-1], len(values))
+        return np.repeat(values, times) if not rest else None
+    if op.type.startswith("TransposeConv"):
+        return None
+    inner, outer = weight.shape[-2:]
+    groups, rest = divmod(len(values), inner)
+    if rest or outer % groups:
+        return None
+    return np.repeat(values.reshape(groups, inner).T, outer // groups, axis=1)  # [in of a group, out]
 
 
 class Groups:

@@ -20,8 +20,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from npukit.qnn.graph import Array, Graph, Op, Tensor, TensorKind
-from npukit.quantization.calibrated import by_input_channel
-from npukit.quantization.roles import Role, role, weight_axis
+from npukit.quantization.roles import Role, by_input_channel, role, weight_axis
 
 _NORMS = frozenset(("LayerNorm", "RmsNorm", "InstanceNorm", "GroupNorm", "Batchnorm"))
 _CLAMPS = frozenset(("Relu6", "ReluMinMax"))

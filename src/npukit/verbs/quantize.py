@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import logging
 import os
 import time
@@ -36,6 +37,7 @@ logger = logging.getLogger(__name__)
 
 METHODS = ("min-max", "percentile", "mse", "sqnr", "entropy", "tf", "enhanced", "adjusted", "symmetric")
 _SAVE_SECONDS = 20.0  # between two states on disk from which an interrupted calibration goes on
+_GATHERED = 8  # calibration samples whose channel statistics smoothing and equalization go by
 _CHECKED = 8  # calibration samples that the result is compared on
 _SEARCHED = 32  # those that a search judges its plans by
 # The HTP emulator takes 0.3 s for a GFLOP of W8A8 and 1.7 s of W8A16 (shared/reference/README.md): above this many
@@ -85,10 +87,18 @@ class QuantizeOptions:
     restrict_quantization_steps: tuple[int, int] | None = opt(
         None, "Lowest and highest code of weights.", parse=lambda t: _steps(t), metavar='"-0x80 0x7F"'
     )
+    smooth: bool = opt(
+        True, "Even out channels of activations at the weights' expense, where an estimate says it helps.",
+        "--smooth/--no-smooth",
+    )  # fmt: skip
+    equalize: bool = opt(
+        False, "Even out weights between layers, and absorb high biases (CLE).", "--equalize/--no-equalize"
+    )
+    rounding: str = opt("auto", "How weights are rounded [auto: gptq at 4 bits].", choices=("auto", "nearest", "gptq"))
     bias_correction: bool = opt(
         True, "Biases make up for the mean error of weights.", "--bias-correction/--no-bias-correction"
     )
-    importance: bool = opt(True, "Weigh a weight's error by what it multiplies.", "--importance/--no-importance")
+    importance: bool = opt(False, "Weigh a weight's error by what it multiplies.", "--importance/--no-importance")
     encodings: Path | None = opt(
         None, "Encodings to use: AIMET 0.6.1, 1.0.0, 2.0.0, or QNN's overrides.", "--encodings",
         "--quantization-overrides", parse=Path, metavar="FILE",
@@ -288,6 +298,7 @@ def quantize(options: QuantizeOptions) -> QuantizeResult:
         ports: list[Port] = call(f"{_JOB}:prepare", sent)
         data = None if options.calibration is None else _dataset(options, ports)
         with replacing(output) as temp:
+            _prepare(call, data, sent)
             kept = [] if data is None else _calibrate(call, data, output, options)
             warnings = [] if data is None else list(data.warnings)
             found = _search(call, sent, kept)
@@ -345,6 +356,14 @@ def _dataset(options: QuantizeOptions, ports: Sequence[Port]) -> Dataset:
     from npukit.analysis.dataset import open_dataset
 
     return open_dataset(options.calibration, ports, preprocessing=options.preprocessing, limit=options.samples)
+
+
+def _prepare(call: Callable[..., Any], data: Dataset | None, options: QuantizeOptions) -> None:
+    """Even out the float graph's channels, each step with statistics of the first samples."""
+    while call(f"{_JOB}:next_step", options):
+        if data is not None:
+            for sample in itertools.islice(data, _GATHERED):
+                call(f"{_JOB}:gather", sample)
 
 
 def _calibrate(

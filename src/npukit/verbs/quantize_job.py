@@ -7,7 +7,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,15 +26,19 @@ from npukit.qnn.graph import Array, Graph, Held, Model
 from npukit.quantization import encodings_file
 from npukit.quantization.assign import FLOAT, Assigned, Legal, Plan, assign
 from npukit.quantization.calibrated import Calibrated, Scheme
-from npukit.quantization.calibration import Calibration
+from npukit.quantization.calibration import Calibration, ChannelPass
 from npukit.quantization.encodings_tools import entries_of
 from npukit.quantization.entry import EncodingsError, Entry
+from npukit.quantization.equalize import absorb_bias, absorbing, copied, equalize
 from npukit.quantization.float_width import with_float_width
+from npukit.quantization.masking import unseen_masks
 from npukit.quantization.overrides import UNKNOWN, EncodingsReport, Matched, match, report
 from npukit.quantization.roles import Groups, weight_axis
+from npukit.quantization.rounding import Moments
 from npukit.quantization.search import Unit
 from npukit.quantization.sensitivity import find_units
 from npukit.quantization.simulation import Simulation, native_feeds, real_outputs
+from npukit.quantization.smooth import smooth, smoothing
 from npukit.quantization.source import Source, own_entries, read_source, source_of, with_axes
 from npukit.runtime.qnn import pick_graph
 from npukit.runtime.session import file_kind
@@ -82,13 +86,15 @@ class _State:
         stamp: all of the stamp that is known before.
         contract: the stamp's inputs and outputs for a quantized graph.
         digest: SHA-256 of the source.
-        calibration: what was observed.
         matched: the encodings that were given, and the tensors they are for.
         own: what the source said of its own quantization.
         groups: tensors that share an encoding.
-        encodings: made once the calibration is done; keeps the weights it has quantized.
         notes: of the front end.
         stack: the validation libraries.
+        steps: what is still to be done to the float graph, each with statistics of the graph before it.
+        statistics: those of the first of `steps`.
+        calibration: what was observed, once `steps` are done.
+        encodings: made once the calibration is done; keeps the weights it has quantized.
     """
 
     graph: Graph
@@ -96,12 +102,14 @@ class _State:
     stamp: Stamp
     contract: Callable[[Graph], tuple[tuple[IoTensor, ...], tuple[IoTensor, ...]]]
     digest: Callable[[], str]
-    calibration: Calibration
     matched: Matched
     own: Own
     groups: Groups
     notes: tuple[str, ...]
     stack: contextlib.ExitStack
+    steps: list[Callable[[ChannelPass], object]] = field(default_factory=list)
+    statistics: ChannelPass | None = None
+    calibration: Calibration | None = None
     encodings: Calibrated | None = None
 
 
@@ -128,16 +136,66 @@ def prepare(options: QuantizeOptions) -> list[Port]:
     if own.entries:
         matched = _with_own(matched, own, graph, stamp.names, groups)
         groups = Groups(graph, matched.forced)
-    log.report("preparing the calibration", 0.08)
-    weighted = [op.inputs[0] for op in graph.ops if weight_axis(op) is not None]
-    channels = {id(tensor): tensor for tensor in weighted if tensor is not None and tensor.dtype.is_float}
-    calibration = Calibration(graph, channels=list(channels.values()), threads=options.threads)
-    _state = _State(graph, legal, stamp, contract, digest, calibration, matched, own, groups, notes, stack)
+    # Encodings that were given, or that are to be saved, are for values as the source has them.
+    scaled = not matched.forced and not options.float_fallback and options.save_encodings is None
+    if scaled:
+        graph = copied(graph)
+        groups = Groups(graph)
+    _state = _State(graph, legal, stamp, contract, digest, matched, own, groups, notes, stack)
+    if scaled:
+        _state.steps = list(_scaling(options, graph))
     return [
         Port(held.source, held.shape, _NUMPY.get(held.dtype, held.dtype))
         for tensor in graph.inputs
         if (held := tensor.held) is not None
     ]
+
+
+def _scaling(options: QuantizeOptions, graph: Graph) -> Iterator[Callable[[ChannelPass], object]]:
+    """Steps that even out channels."""
+    if options.equalize:
+        equalize(graph)
+        yield lambda seen: absorb_bias(graph, seen.channels)
+    if options.smooth and smoothing(graph):
+        bits = {"activations": int(options.activations), "weights": int(options.weights)}
+        yield lambda seen: smooth(graph, seen.channels, **bits)
+
+
+def next_step(options: QuantizeOptions) -> bool:
+    """Do the step whose statistics were gathered; whether another one wants statistics. Then calibration can begin."""
+    state = _current()
+    if state.statistics is not None:
+        state.steps.pop(0)(state.statistics)
+        state.statistics = None
+    if state.steps:
+        wanted = {id(t): t for t in (*absorbing(state.graph), *smoothing(state.graph))}
+        state.statistics = ChannelPass(state.graph, list(wanted.values()), options.threads)
+        return True
+    log.report("preparing the calibration", 0.08)
+    state.groups = Groups(state.graph, state.matched.forced)
+    weighted = [op.inputs[0] for op in state.graph.ops if weight_axis(op) is not None]
+    channels = {id(tensor): tensor for tensor in weighted if tensor is not None and tensor.dtype.is_float}
+    rounded = options.rounding == "gptq" or (options.rounding == "auto" and int(options.weights) == 4)
+    state.calibration = Calibration(
+        state.graph,
+        channels=list(channels.values()),
+        moments=Moments(state.graph) if rounded else None,
+        threads=options.threads,
+    )
+    return False
+
+
+def gather(sample: dict[str, Array]) -> None:
+    """Take in one sample for the next step's statistics."""
+    statistics = _current().statistics
+    assert statistics is not None
+    statistics.update(sample)
+
+
+def _calibration() -> Calibration:
+    calibration = _current().calibration
+    assert calibration is not None
+    return calibration
 
 
 _NUMPY = {"float": "float32", "double": "float64"}
@@ -243,12 +301,12 @@ def _with_own(matched: Matched, own: Own, graph: Graph, names: dict[str, str], g
 
 def observe(sample: dict[str, Array]) -> None:
     """Take in one calibration sample: arrays by source name."""
-    _current().calibration.update(sample)
+    _calibration().update(sample)
 
 
 def save(path: Path, key: str) -> None:
     """Write what was observed so far, under a key that says of what."""
-    state = _current().calibration.state()
+    state = _calibration().state()
     with files.atomic_write(path) as temp, open(temp, "wb") as file:
         np.savez(file, allow_pickle=False, key=np.array(_key(key)), **state)
 
@@ -258,8 +316,8 @@ def restore(path: Path, key: str) -> int:
     with contextlib.suppress(NpukitError, ValueError, KeyError, OSError):
         arrays = files.read_npz(path)
         if str(arrays.pop("key")) == _key(key):
-            _current().calibration.restore({name: np.asarray(value) for name, value in arrays.items()})
-    return _current().calibration.samples
+            _calibration().restore({name: np.asarray(value) for name, value in arrays.items()})
+    return _calibration().samples
 
 
 def _key(data: str) -> str:
@@ -284,7 +342,7 @@ def _scheme(options: QuantizeOptions) -> Scheme:
 def _encodings(options: QuantizeOptions) -> Calibrated:
     state = _current()
     if state.encodings is None:
-        state.encodings = Calibrated(state.calibration, state.groups, _scheme(options), state.matched.forced)
+        state.encodings = Calibrated(_calibration(), state.groups, _scheme(options), state.matched.forced)
     return state.encodings
 
 
@@ -319,6 +377,8 @@ def _plan(options: QuantizeOptions, levels: Mapping[str, int]) -> Plan:
     for tensor in [t for t in forced if t.data is None]:
         for member in _current().groups.of(tensor):  # what shares an encoding follows the one that was given
             plan.tensors.setdefault(member.name, plan.tensors[tensor.name])
+    for name in _encodings(options).beyond():
+        plan.tensors.setdefault(name, FLOAT)
     known = {op.name for op in graph.ops}
     for name, precision in levels.items():
         kind, _, name = name.partition(" ")
@@ -407,9 +467,9 @@ def write(options: QuantizeOptions, path: Path, warnings: list[str], levels: Map
         float_bytes=state.graph.static_bytes(),
         gflop=cost.flops(state.graph) / 1e9,
         precision=precision,
-        samples=state.calibration.samples,
+        samples=_calibration().samples,
         encodings=found,
-        notes=(*state.notes, *warnings),
+        notes=(*state.notes, *warnings, *_masks()),
     )
 
 
@@ -429,6 +489,14 @@ def _honoured(options: QuantizeOptions, path: Path, stamp: Stamp) -> tuple[Encod
     stamp = replace(stamp, options={**stamp.options, "encodings": found.counts})
     restamp(path, stamp)
     return found, stamp
+
+
+def _masks() -> Iterator[str]:
+    """A note where calibration never met what a mask is for."""
+    names = unseen_masks(_current().graph, _calibration())
+    if names:
+        listed = ", ".join(map(repr, names[:3])) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+        yield f"calibration never masked anything in {listed}: masked inputs, as padding, will be computed coarsely"
 
 
 def _counts(assigned: Assigned) -> dict[str, int]:

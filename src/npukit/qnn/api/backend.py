@@ -19,7 +19,7 @@ from ctypes import byref, c_uint32, c_uint64, c_void_p
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -86,6 +86,10 @@ class Backend:
     Raises MissingDependency where there is no library, UsageError for a missing or unknown SoC, NativeError otherwise.
     """
 
+    # libQnnHtp validates for the chip whose device was created last in the process, whichever backend is asked
+    # (seen with V68 and V73 open at once). A device made and freed again, 30 us, sets it.
+    _validates_for: ClassVar[int | None] = None
+
     def __init__(self, role: str, *, soc_id: int | None = None, library: Library | None = None) -> None:
         if role == "htp" and soc_id is None and not on_device():
             raise UsageError("the HTP backend needs a SoC id on this machine", hint="npukit targets lists them")
@@ -112,11 +116,8 @@ class Backend:
         self.call("backendCreate", handles.log, None, byref(handles.backend))
         if self.role in _NO_DEVICE:
             return
-        custom = d.HtpDeviceConfig(d.HTP_DEVICE_SOC, self.soc_id or 0, self.soc_id or 0)
-        config = d.Config(d.DEVICE_CONFIG_CUSTOM, ctypes.addressof(custom))
-        configs = d.config_array([config] if self.role == "htp" and self.soc_id is not None else [])
         try:
-            self.call("deviceCreate", handles.log, configs, byref(handles.device))
+            self._create_device(handles.device)
         except NativeError as error:
             if self.soc_id is None:
                 raise
@@ -124,6 +125,14 @@ class Backend:
                 f"{self.library.path.name} {self.library.build_id} knows no SoC {self.soc_id} ({error.what})",
                 hint="npukit targets lists the chips",
             ) from None
+
+    def _create_device(self, device: c_void_p) -> None:
+        custom = d.HtpDeviceConfig(d.HTP_DEVICE_SOC, self.soc_id or 0, self.soc_id or 0)
+        config = d.Config(d.DEVICE_CONFIG_CUSTOM, ctypes.addressof(custom))
+        configs = d.config_array([config] if self.role == "htp" and self.soc_id is not None else [])
+        self.call("deviceCreate", self._handles.log, configs, byref(device))
+        if self.role == "htp":
+            Backend._validates_for = self.soc_id
 
     # ---- calls
 
@@ -178,6 +187,10 @@ class Backend:
         config = marshal.op_to_c(op, inputs, outputs, marshal.params_to_c(op, keep), keep)
         worker.note(f"backendValidateOpConfig for {op.type} {op.name}")
         with LOCK:
+            if self.role == "htp" and Backend._validates_for != self.soc_id:
+                device = c_void_p()
+                self._create_device(device)
+                self.call("deviceFree", device)
             self._log.clear()
             code = self.functions.backendValidateOpConfig(self.handle, config) & d.ERROR_MASK
             if code == d.SUCCESS:
