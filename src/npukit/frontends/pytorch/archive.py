@@ -123,6 +123,8 @@ def _program(program: Mapping[str, Any], where: str) -> Iterator[Fault]:
             for name, item in value.items():
                 if not _PLAIN.fullmatch(name):
                     yield Fault(f"the name {name!r} is none that torch.export writes", where)
+                if name == "guards_code" and isinstance(item, list) and all(isinstance(text, str) for text in item):
+                    continue  # Python source, which `export.load_program` takes out before anything runs it
                 if not (_is_metadata(name, item) or ("kind" in value and _is_text(name, item))):
                     stack.append((item, name))
         elif isinstance(value, str):

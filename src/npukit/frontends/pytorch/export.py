@@ -17,6 +17,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import onnx_ir as ir
+
 from npukit.errors import Fault, MissingDependency, ModelError, NpukitError, UsageError
 from npukit.frontends.pytorch import archive, compare, names
 from npukit.frontends.pytorch.kinds import EXPORT, SCRIPT
@@ -39,8 +41,7 @@ def export_file(
     if kind == EXPORT:
         if not allow_pickle:
             _check_again(torch, path)
-        with _torch_errors("torch cannot read this archive", path):
-            program = torch.export.load(str(path))
+        program = load_program(torch, path)
         return export_program(program, output, shapes, run=run)
     if kind == SCRIPT:
         with _torch_errors("torch cannot read this TorchScript", path):
@@ -57,6 +58,19 @@ def export_file(
     with _torch_errors("torch.export cannot trace this module", path):
         program = torch.export.export(module, (), feeds)
     return export_program(program, output, {}, run=run)
+
+
+def load_program(torch: Any, path: Path) -> Any:
+    """The program of an archive, without its guards: those are Python source, and only check what inputs are like.
+
+    Raises:
+        ModelError: torch cannot read it.
+    """
+    with _torch_errors("torch cannot read this archive", path):
+        program = torch.export.load(str(path))
+    if getattr(program, "_guards_code", None):
+        program._guards_code = []
+    return program
 
 
 def export_object(
@@ -105,6 +119,7 @@ def export_program(program: Any, output: Path, shapes: Mapping[str, tuple[int, .
         made = torch.onnx.export(program, dynamo=True, opset_version=OPSET, optimize=True, verbose=False)
     model = made.model
     del made
+    names.name_inputs(model, names.input_names(program))
     notes = names.name_outputs(model, names.output_names(torch, program))
     notes += names.widen_bfloat16(model)
     _save(model, output)
@@ -121,8 +136,6 @@ def export_program(program: Any, output: Path, shapes: Mapping[str, tuple[int, .
 
 
 def _save(model: Any, output: Path) -> None:
-    import onnx_ir as ir
-
     ir.save(model, output, external_data=f"{output.name}.data")
 
 
@@ -179,20 +192,38 @@ def _export_script(
             hint="save the module with torch.export instead",
         )
     called = ["output"] if len(outputs) == 1 else [f"output_{i}" for i in range(len(outputs))]
-    with _torch_errors("torch.onnx cannot export this TorchScript", path, hint="torch.export the module instead"):
-        torch.onnx.export(
-            module, tuple(feeds.values()), str(output), dynamo=False, opset_version=SCRIPT_OPSET,
-            input_names=list(feeds), output_names=called,
-        )  # fmt: skip
     kinds = ", ".join(f"{name} {str(value.dtype).removeprefix('torch.')}" for name, value in feeds.items())
     notes = [
-        f"exported by torch {torch.__version__}'s exporter for TorchScript, opset {SCRIPT_OPSET}",
         f"inputs are taken as {kinds}",
-        "TorchScript does not name its outputs: they are called " + ", ".join(called),
+        f"TorchScript does not name its outputs: they are called {', '.join(called)}",
     ]
+    with _torch_errors("torch.onnx cannot export this TorchScript", path, hint="torch.export the module instead"):
+        try:
+            torch.onnx.export(
+                module, tuple(feeds.values()), str(output), dynamo=False, opset_version=SCRIPT_OPSET,
+                input_names=list(feeds), output_names=called,
+            )  # fmt: skip
+            notes.insert(0, f"exported by torch {torch.__version__}'s exporter for TorchScript, opset {SCRIPT_OPSET}")
+        except Exception:
+            log.debug("the exporter for TorchScript failed; its graph is taken through torch.export", exc_info=True)
+            _export_script_graph(torch, module, feeds, called, output)
+            notes.insert(0, f"exported by torch {torch.__version__} through torch.export, opset {OPSET}")
     if run:
         notes.append(compare.against_onnx(torch, module, tuple(feeds.values()), {}, output))
     return notes
+
+
+def _export_script_graph(torch: Any, module: Any, feeds: dict[str, Any], called: list[str], output: Path) -> None:
+    """What the older exporter does not know of TorchScript, through torch.export's converter."""
+    from torch._export.converter import TS2EPConverter
+
+    program = TS2EPConverter(module, tuple(feeds.values())).convert()
+    model = torch.onnx.export(program, dynamo=True, opset_version=OPSET, optimize=True, verbose=False).model
+    names.name_inputs(model, list(feeds))
+    names.name_outputs(model, called)
+    for value, feed in zip(model.graph.inputs, feeds.values(), strict=True):
+        value.shape = ir.Shape(feed.shape)
+    _save(model, output)
 
 
 def _guess_inputs(module: Any, arguments: list[str], shapes: dict[str, tuple[int, ...]], path: Path) -> dict[str, Any]:

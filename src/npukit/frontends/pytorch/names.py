@@ -25,16 +25,17 @@ def output_names(torch: Any, program: Any) -> list[str]:
         keys = [_key(entry) for entry in path]
         named = any(not key.isdigit() for key in keys)
         found.append(re.sub(r"\s+", "_", "_".join(keys)) if named else "")
-    given = [spec.kind.name for spec in program.graph_signature.output_specs if spec.kind.name == "USER_OUTPUT"]
+    given = [spec.arg for spec in program.graph_signature.output_specs if spec.kind.name == "USER_OUTPUT"]
+    if len(given) != len(found):
+        return []
     # None and numbers among the outputs are leaves too, but the exporter drops them
-    kept = [
-        name
-        for name, spec in zip(
-            found, [s for s in program.graph_signature.output_specs if s.kind.name == "USER_OUTPUT"], strict=False
-        )
-        if type(spec.arg).__name__ == "TensorArgument"
-    ]
-    return kept if len(given) == len(found) else []
+    return [name for name, leaf in zip(found, given, strict=True) if type(leaf).__name__ == "TensorArgument"]
+
+
+def input_names(program: Any) -> list[str]:
+    """The names of the tensors that `forward` takes, in order."""
+    specs = [spec for spec in program.graph_signature.input_specs if spec.kind.name == "USER_INPUT"]
+    return [spec.arg.name for spec in specs if type(spec.arg).__name__ == "TensorArgument"]
 
 
 def _key(entry: Any) -> str:
@@ -43,6 +44,19 @@ def _key(entry: Any) -> str:
         if value is not None:
             return str(value)
     return ""
+
+
+def name_inputs(model: ir.Model, wanted: list[str]) -> None:
+    """Give the inputs of a model the names `wanted`: the exporter changes one that an output has too."""
+    if len(wanted) != len(model.graph.inputs):
+        return
+    taken = {value.name: value for value in _values(model)}
+    for value, name in zip(model.graph.inputs, wanted, strict=True):
+        if value.name == name:
+            continue
+        if name in taken:
+            taken[name].name = f"{name}_out"
+        value.name = name
 
 
 def name_outputs(model: ir.Model, wanted: list[str]) -> list[str]:
