@@ -57,8 +57,9 @@ def _fold_batchnorm(graph: Graph) -> bool:
         assert kernel.data is not None and bias.data is not None  # noqa: PT018
         assert scale.data is not None and shift.data is not None  # noqa: PT018
         factor = scale.data
-        conv.inputs[1] = replace(kernel, name=f"{kernel.name}_scaled", data=kernel.data * factor, held=None)
-        conv.inputs[2] = replace(bias, name=f"{bias.name}_moved", data=bias.data * factor + shift.data, held=None)
+        scaled, moved = _free(graph, f"{kernel.name}_scaled"), _free(graph, f"{bias.name}_moved")
+        conv.inputs[1] = replace(kernel, name=scaled, data=kernel.data * factor, held=None)
+        conv.inputs[2] = replace(bias, name=moved, data=bias.data * factor + shift.data, held=None)
         conv.outputs[0] = norm.outputs[0]
         conv.origin += norm.origin
         graph.ops.remove(norm)
@@ -89,12 +90,22 @@ def _fold_bias(graph: Graph) -> bool:
                 continue
             if bias.data.any() or product.outputs[0].shape[-1] != width:
                 continue
-            product.inputs[2] = replace(row, shape=(width,), data=row.data.reshape(width), held=None)
+            name = row.name if len(readers[id(row)]) == 1 else _free(graph, f"{row.name}_row")  # others add it too
+            product.inputs[2] = replace(row, name=name, shape=(width,), data=row.data.reshape(width), held=None)
             chain[0].outputs[0] = add.outputs[0]
             product.origin += add.origin
             graph.ops.remove(add)
             return True
     return False
+
+
+def _free(graph: Graph, name: str) -> str:
+    """`name`, or with a number behind it where a tensor has it already: constants may serve several ops."""
+    taken = {tensor.name for op in graph.ops for tensor in (*op.inputs, *op.outputs) if tensor is not None}
+    number = 1
+    while name in taken:
+        name, number = f"{name}_{number}", number + 1
+    return name
 
 
 def _chain_to_product(makers: dict[int, Op], tensor: Tensor | None) -> list[Op]:
@@ -126,7 +137,7 @@ def _fold_flatten(graph: Graph) -> bool:
         perm = _perm(turn)
         spread = weight.data.reshape(weight.shape[0], *turned.shape[1:])
         data = spread.transpose([perm.index(axis) for axis in range(len(perm))]).reshape(weight.shape)
-        op.inputs[1] = replace(weight, name=f"{weight.name}_columns", data=data)
+        op.inputs[1] = replace(weight, name=_free(graph, f"{weight.name}_columns"), data=data)
         flat.inputs[0] = source
         flat.outputs[0].held = None  # its elements no longer lie in the source's order
         return True
