@@ -272,6 +272,8 @@ def to_native(array: np.ndarray[Any, Any], tensor: Tensor) -> np.ndarray[Any, An
         info = np.iinfo(dtype)
         codes = np.rint(array.astype(np.float64) / tensor.encoding.scale) - tensor.encoding.offset
         return np.ascontiguousarray(np.clip(codes, info.min, info.max).astype(dtype))
+    if _shifted(array.dtype, tensor):
+        return np.ascontiguousarray(array.view(dtype) ^ dtype.type(1 << (tensor.dtype.bits - 1)))
     if array.dtype.kind in "iu" and dtype.kind in "iu" and array.size:
         info = np.iinfo(dtype)
         if int(array.min()) < info.min or int(array.max()) > info.max:
@@ -287,10 +289,18 @@ def to_source(array: np.ndarray[Any, Any], tensor: Tensor) -> np.ndarray[Any, An
     dtype = _numpy_dtype(held.dtype)
     if tensor.dtype.is_quantized and dtype.kind not in "iu" and tensor.encoding is not None:
         array = (array.astype(np.float64) + tensor.encoding.offset) * tensor.encoding.scale
+    if _shifted(dtype, tensor):
+        array = (array ^ array.dtype.type(1 << (tensor.dtype.bits - 1))).view(dtype)
     if held.perm is not None:
         array = array.transpose(np.argsort(held.perm))
     with np.errstate(invalid="ignore", over="ignore"):
         return array.reshape(held.shape).astype(dtype)
+
+
+def _shifted(dtype: np.dtype[Any], tensor: Tensor) -> bool:
+    """Whether signed codes of the source are unsigned ones in the tensor, half their range higher."""
+    quantized = tensor.dtype.is_quantized and tensor.dtype.numpy.kind == "u" and dtype.kind == "i"
+    return quantized and dtype.itemsize == tensor.dtype.numpy.itemsize
 
 
 def _numpy_dtype(name: str) -> np.dtype[Any]:

@@ -50,6 +50,12 @@ QUIRKS: dict[str, Quirk] = {
     for quirk in (
         Quirk("pool_max_pads_with_zero", "PoolMax lets padding win over negative values", _HTP, _RUN),
         Quirk("pool_avg_ceil_is_wrong", "PoolAvg2d CEIL gives garbage in overhanging windows", _HTP, _RUN),
+        Quirk(
+            "pad_of_codes_wrong",
+            "Pad fills codes with pad_constant_value + 2 * offset, modulo 256",
+            _CPU,
+            _RUN,
+        ),
         Quirk("pool_ceil_refused", "rounding_mode CEIL fails at composition", _CPU, _RUN),
         Quirk(
             "float32_computed_in_float16", "FLOAT_32 is computed and saturated like FLOAT_16 from V69 on", _HTP, _RUN

@@ -68,6 +68,23 @@ def without_quantization(path: Path, options: LoadOptions, folder: Path) -> Path
     return _save_for_ort(model, newest_opset(), folder / "float.onnx")
 
 
+def tflite_as_onnx(path: Path, shapes: Mapping[str, tuple[int, ...]], signature: str, folder: Path) -> Path:
+    """The TensorFlow Lite file at `path` as npukit's front end reads it, in `folder`.
+
+    Raises:
+        ModelError: the front end cannot read the model.
+    """
+    from npukit.frontends.onnx import LoadOptions
+    from npukit.frontends.onnx.freeze_inputs import freeze_inputs
+    from npukit.frontends.onnx.read_model import read_model
+    from npukit.raising import newest_opset
+
+    options = LoadOptions(input_shapes=dict(shapes), signature=signature)
+    model = read_model(path, options).model
+    freeze_inputs(model, options)
+    return _save_for_ort(model, newest_opset(), folder / "tflite.onnx")
+
+
 def _save_for_ort(model: ir.Model, opset: int, target: Path) -> Path:
     import onnx_ir as ir
 

@@ -131,8 +131,8 @@ class Emitter:
         return len(self.shape(value))
 
     def source_dtype(self, value: ir.Value | None) -> ir.DataType:
-        """ONNX element type of a source value."""
-        dtype = self.value(value).dtype
+        """ONNX element type of a source value: its own, whatever value of codes stands for it."""
+        dtype = value.dtype if value is not None and value.dtype is not None else self.value(value).dtype
         if dtype is None:
             raise Unsupported(f"the type of {self.value(value).name!r} is unknown", kind="dtype cannot be held")
         return dtype
@@ -223,8 +223,9 @@ class Emitter:
         tensor = self._held[value]
         order = self._order.get(id(tensor))
         if tensor.dtype.is_quantized and not as_codes:
-            # Where the source has integers, raw codes are used as such.
-            tensor = self._dequantized(tensor) if self.is_float(value) else self.cast(tensor, DType.INT_32)
+            # Codes with an encoding stand for floats (also an integer graph input); without, they are used as such.
+            real = value in self._encodings or self.is_float(value)
+            tensor = self._dequantized(tensor) if real else self.cast(tensor, DType.INT_32)
         elif as_codes and not tensor.dtype.is_quantized:
             dtype, encoding = self._encodings[value]
             tensor = self.emit("Quantize", [tensor], [self.temp(tensor.shape, dtype, encoding)])

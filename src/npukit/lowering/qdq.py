@@ -25,12 +25,6 @@ _ACTIVATION = {
     ir.DataType.UINT16: (DType.UFIXED_POINT_16, 0),
     ir.DataType.INT16: (DType.UFIXED_POINT_16, 32768),
 }
-# Codes that the source shows as integers (a graph input or output) keep their sign.
-_VISIBLE = {
-    **_ACTIVATION,
-    ir.DataType.INT8: (DType.SFIXED_POINT_8, 0),
-    ir.DataType.INT16: (DType.SFIXED_POINT_16, 0),
-}
 _CONSTANT = {
     ir.DataType.UINT8: (DType.UFIXED_POINT_8, 0),
     ir.DataType.INT8: (DType.SFIXED_POINT_8, 0),
@@ -79,17 +73,15 @@ def linear_parameters(node: ir.Node) -> tuple[np.ndarray, np.ndarray | None] | N
     return scale.numpy(), point.const_value.numpy()
 
 
-def activation_encoding(
-    node: ir.Node, dtype: ir.DataType | None, visible: bool = False
-) -> tuple[DType, Encoding] | None:
+def activation_encoding(node: ir.Node, dtype: ir.DataType | None) -> tuple[DType, Encoding] | None:
     """The per-tensor encoding that a Q or DQ node gives an activation of integer `dtype`, or None.
 
-    `visible`: the codes themselves are a graph input or output.
+    Signed codes become unsigned, also those of a graph input or output: the I/O contract shifts them.
     """
     parameters = linear_parameters(node)
     if parameters is None or dtype not in _ACTIVATION or parameters[0].size != 1:
         return None
-    held, shift = (_VISIBLE if visible else _ACTIVATION)[dtype]
+    held, shift = _ACTIVATION[dtype]
     point = 0 if parameters[1] is None else int(parameters[1].reshape(-1)[0])
     return held, Encoding.per_tensor(float(parameters[0].reshape(-1)[0]), -(point + shift))
 
@@ -138,7 +130,7 @@ def _collapse_dequantize(node: ir.Node, found: Collapsed) -> None:
     assert source is not None
     if not source.is_graph_input():
         return
-    encoding = activation_encoding(node, source.dtype, visible=True)
+    encoding = activation_encoding(node, source.dtype)
     if encoding is not None and all(user.op_type == "DequantizeLinear" for user in source.consumers()):
         # An integer graph input that is only dequantized: the input tensor itself holds the codes.
         found.encodings[source] = encoding
@@ -151,14 +143,11 @@ def _collapse_quantize(node: ir.Node, found: Collapsed) -> None:
     source, codes = node.inputs[0], node.outputs[0]
     assert source is not None
     visible = codes.is_graph_output()
-    encoding = activation_encoding(node, codes.dtype, visible)
+    encoding = activation_encoding(node, codes.dtype)
     if encoding is None or source.const_value is not None:
         return
     users = list(codes.consumers())
-    if any(
-        user.op_type != "DequantizeLinear" or activation_encoding(user, codes.dtype, visible) != encoding
-        for user in users
-    ):
+    if any(user.op_type != "DequantizeLinear" or activation_encoding(user, codes.dtype) != encoding for user in users):
         return
     alone = all(
         user.op_type == "QuantizeLinear" and activation_encoding(user, user.outputs[0].dtype) == encoding

@@ -79,6 +79,12 @@ class Port:
         return self.held is not None and self.held.is_quantized and kind(self.numpy) == "float"
 
     @cached_property
+    def shifted(self) -> bool:
+        """Whether signed integer codes of the source are unsigned ones in the tensor, half their range higher."""
+        held = self.held is not None and self.held.is_quantized and self.native.kind == "u"
+        return held and self.numpy.kind == "i" and self.numpy.itemsize == self.native.itemsize
+
+    @cached_property
     def plain(self) -> bool:
         """Whether the source's array is the native one, byte for byte."""
         return not self.coded and self.perm is None and self.numpy == self.native and self.shape == self.native_shape
@@ -324,6 +330,8 @@ def _to_native(port: Port, array: Array, out: Array | None, faults: list[Fault])
     values = array if port.perm is None else array.transpose(port.perm)
     if port.coded:
         _quantize(port, values, view, faults)
+    elif port.shifted:
+        np.bitwise_xor(values.view(port.native), _top_bit(port.native), out=view)
     elif kind(port.numpy) == "int" and kind(port.native) == "int":
         if port.native != port.numpy:
             _check_range(port, array, port.native, faults)
@@ -358,11 +366,18 @@ def from_native(port: Port, native: Array) -> Array:
     view = native.reshape(port._permuted)
     if port.coded:
         view = dequantize(view, _spread(port, view.ndim), port.numpy)
+    elif port.shifted:
+        view = np.bitwise_xor(view, _top_bit(port.native)).view(port.numpy)
     if port._inverse is not None:
         view = view.transpose(port._inverse)
     if port.numpy == np.bool_ and view.dtype != np.bool_:
         view = view != 0
     return np.array(view, dtype=port.numpy, order="C")
+
+
+def _top_bit(dtype: np.dtype[Any]) -> Any:
+    # adding half of the range modulo the range turns only the top bit
+    return dtype.type(1 << (8 * dtype.itemsize - 1))
 
 
 # ---------------------------------------------------------------- integer codes

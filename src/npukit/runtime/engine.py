@@ -79,7 +79,7 @@ class Request:
 
     Attributes:
         path: the file, or None where `content` holds it.
-        kind: "onnx", "dlc" or "context" (see `session.file_kind`).
+        kind: "onnx", "dlc", "context" or "tflite" (see `session.file_kind`).
         backend: name of the backend.
         graph: name of the graph, None where the file holds only one.
         target: name of the target, None for the stamp's.
@@ -130,6 +130,10 @@ def open_engine(request: Request) -> Engine:
         from npukit.runtime import ort
 
         engine: Engine = ort.open_engine(request)
+    elif request.backend == "litert":
+        from npukit.runtime import litert
+
+        engine = litert.open_engine(request)
     elif request.backend == "ort-qnn":
         from npukit.runtime import ort_qnn
 

@@ -35,6 +35,7 @@ BACKENDS = {
     "onnx": ("ort", "qnn-cpu", "qnn-htp", "qnn-gpu", "ort-qnn"),
     "dlc": ("qnn-cpu", "qnn-htp", "qnn-gpu", "ort"),
     "context": ("qnn-htp",),
+    "tflite": ("litert",),
 }
 """Backends by kind of file; the first is the default."""
 
@@ -490,7 +491,7 @@ def _is_om(model: Any) -> bool:
     return False
 
 
-_KIND_WORDS = {"onnx": "an ONNX model", "dlc": "a DLC", "context": "a context binary"}
+_KIND_WORDS = {"onnx": "an ONNX model", "dlc": "a DLC", "context": "a context binary", "tflite": "a .tflite file"}
 _FOREIGN_MAGIC = {
     b"\x7fELF": "it is a model library or program; npukit export makes ONNX of a model library",
     b"MZ": "it is a Windows library or program",
@@ -500,7 +501,7 @@ _FOREIGN_MAGIC = {
 
 
 def file_kind(path: Path) -> str:
-    """What a file holds, by its content: "onnx", "dlc" or "context".
+    """What a file holds, by its content: "onnx", "dlc", "context" or "tflite".
 
     Raises:
         ModelError: there is no such file, or it is none of these.
@@ -521,7 +522,7 @@ def file_kind(path: Path) -> str:
         if head.startswith(magic):
             raise ModelError(what, where=str(path))
     if head[4:8] == b"TFL3":
-        raise ModelError("it is a TensorFlow Lite model", where=str(path), hint="convert it first: npukit convert")
+        return "tflite"
     if head.startswith(b"version https://git-lfs"):
         raise ModelError("it is a Git LFS pointer, not the model itself", where=str(path), hint="run: git lfs pull")
     # Neither protobuf nor a context binary has a magic: an ONNX model begins with a field tag of ModelProto.

@@ -71,7 +71,7 @@ class ConvertOptions:
     Verification inputs are those given with --input NAME=FILE, else test_data_set_* beside the model, else generated.
     """
 
-    model: Path = arg("the model (.onnx, .pt2, TorchScript .pt)")
+    model: Path = arg("the model (.onnx, .pt2, TorchScript .pt, .tflite)")
     output: Path | None = opt(None, "The DLC to write [MODEL.dlc].", "-o", "--out", parse=Path, metavar="FILE")
     target: tuple[str, ...] = opt(
         (), "Chip or backend to convert for; repeatable [portable].", many=True, parse=o.strings, metavar="NAME"
@@ -93,6 +93,9 @@ class ConvertOptions:
         False, "Leave the source's quantization out: Q/DQ nodes go, the model is float.", "--strip-quantization"
     )
     io_layout: str = opt("source", "Layout of inputs and outputs.", choices=("source", "nhwc"))
+    tflite_signature: str = opt(
+        "", "Entry point of a TensorFlow Lite file [its only one].", "--tflite-signature-name", metavar="NAME"
+    )
     allow_pickle: bool = opt(False, "Read a PyTorch file also where that runs Python code in it.", "--allow-pickle")
     example_inputs: Any = opt(None, "Inputs that a torch.nn.Module is traced with.", python=True)
     dynamic_shapes: Any = opt(None, "As torch.export takes it.", python=True)
@@ -437,6 +440,7 @@ def _load_options(options: ConvertOptions) -> Any:
         inputs=tuple(name for name, _ in cuts),
         outputs=options.outputs,
         strip_quantization=options.strip_quantization,
+        signature=options.tflite_signature,
     )
 
 
@@ -595,7 +599,7 @@ def cut_source(options: ConvertOptions, stamp: Stamp, stack: contextlib.ExitStac
     from npukit.frontends.onnx.cut_graph import cut_graph
     from npukit.frontends.onnx.read_model import read_model
 
-    model = read_model(options.model).model
+    model = read_model(options.model, LoadOptions(signature=options.tflite_signature)).model
     cut_graph(model, LoadOptions(inputs=cuts, outputs=options.outputs))
     contract = {io.name: io for io in stamp.inputs}
     for value in model.graph.inputs:

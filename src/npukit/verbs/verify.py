@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from npukit.analysis import DEFAULT_SEED
 from npukit.analysis.samples import InputInfo, Sample, Samples
 from npukit.analysis.verify import IndexOutput, Verification
-from npukit.errors import ModelError, NpukitError, UsageError
+from npukit.errors import MissingDependency, ModelError, NpukitError, UsageError
 from npukit.runtime import BACKEND_NAMES
 from npukit.verbs import options as o
 from npukit.verbs.isolate import isolated
@@ -107,10 +107,11 @@ def verify_here(options: VerifyOptions, given: Samples | None = None) -> tuple[V
     if made is not None:
         options = replace(options, against=made.path)
     assert options.against is not None
-    source = _source(options.against) if file_kind(options.against) == "onnx" else None
+    sourced = file_kind(options.against) in ("onnx", "tflite")
     with contextlib.ExitStack() as stack:
         model = _model(options, stack)
         names = [info.name for info in model.outputs]
+        source = _source(options.against, _signature(model)) if sourced else None
         indices = index_outputs(source, names) if source is not None else {}
         fetch = _fetch(source, names, indices) if options.reference_backend in (None, "ort") else ()
         reference, notes = _reference(options, model, fetch, stack)
@@ -177,6 +178,8 @@ def _reference(
         backend, threads = options.reference_backend, options.threads
         return stack.enter_context(Session(file, backend=backend, in_process=True, threads=threads, fetch=fetch))
 
+    if file_kind(path) == "tflite" and options.reference_backend in (None, "litert"):
+        return _tflite_reference(options, path, model, fetch, stack)
     if file_kind(path) != "onnx" or options.reference_backend not in (None, "ort"):
         return session(path), given
     try:
@@ -189,6 +192,33 @@ def _reference(
         except NpukitError as second:
             log.info("rewriting it for ONNX Runtime failed too: %s", second)
             raise error from second
+
+
+def _tflite_reference(
+    options: VerifyOptions, path: Path, model: Session, fetch: tuple[str, ...], stack: contextlib.ExitStack
+) -> tuple[Session, list[str]]:
+    """TensorFlow Lite's interpreter; where it is missing or cannot give the values, npukit's ONNX of the file."""
+    from npukit.analysis.reference import tflite_as_onnx
+    from npukit.runtime import litert
+    from npukit.runtime.session import Session
+
+    signature = _signature(model)
+    if litert.installed() and not (set(fetch) & {info.name for info in model.outputs}):
+        return stack.enter_context(
+            Session(path, backend="litert", graph=signature or None, in_process=True, threads=options.threads)
+        ), []
+    if options.reference_backend == "litert" and not litert.installed():
+        raise MissingDependency("TensorFlow Lite's interpreter is not installed", hint=litert.HINT)
+    folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="npukit-reference-")))
+    onnx = tflite_as_onnx(path, _shapes(model), signature, folder)
+    why = "gives no inner values" if litert.installed() else f"is not installed ({litert.HINT})"
+    note = f"the reference is npukit's own reading of the file on ONNX Runtime: TensorFlow Lite's interpreter {why}"
+    found = Session(onnx, in_process=True, threads=options.threads, fetch=fetch)
+    return stack.enter_context(found), [note]
+
+
+def _signature(model: Session) -> str:
+    return str(model.stamp.options.get("tflite_signature") or "") if model.stamp is not None else ""
 
 
 def _shapes(model: Session) -> dict[str, tuple[int, ...]]:
@@ -225,10 +255,11 @@ def _implied(source: ir.Model, name: str) -> tuple[float, float] | None:
     return found
 
 
-def _source(path: Path) -> ir.Model:
+def _source(path: Path, signature: str = "") -> ir.Model:
+    from npukit.frontends.onnx import LoadOptions
     from npukit.frontends.onnx.read_model import read_model
 
-    return read_model(path).model
+    return read_model(path, LoadOptions(signature=signature)).model
 
 
 def index_outputs(source: ir.Model, names: list[str]) -> dict[str, IndexOutput]:

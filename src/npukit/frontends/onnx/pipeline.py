@@ -98,7 +98,8 @@ def load(
     Raises:
         ModelError: the model is broken, dynamic, or cannot be made static; every fault is listed.
     """
-    return normalize(read_model(path_or_model), options or LoadOptions())
+    options = options or LoadOptions()
+    return normalize(read_model(path_or_model, options), options)
 
 
 def normalize(source: Source, options: LoadOptions) -> Normalized:
@@ -106,6 +107,7 @@ def normalize(source: Source, options: LoadOptions) -> Normalized:
     result = Normalized(
         source.model, source.path, NEWEST, digest=source.digest, producer=source.model.producer_name or ""
     )
+    result.notes += source.notes
     for name, run, _ in PIPELINE:
         log.debug("pass %s", name)
         run(result, options)

@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx
@@ -21,6 +22,9 @@ from npukit.frontends.onnx.check_model import check_model, tensor_bytes
 from npukit.frontends.onnx.rewrite import subgraphs_of
 from npukit.frontends.onnx.strip_weights import INLINE, WireError, strip_weights
 
+if TYPE_CHECKING:
+    from npukit.frontends.onnx.options import LoadOptions
+
 # What people hand in by mistake: first bytes -> what it is, what to do.
 _OTHER_FORMATS: tuple[tuple[int, bytes, str, str], ...] = (
     (0, b"version https://git-lfs", "a git-lfs pointer, not the file itself", "run `git lfs pull` where it came from"),
@@ -28,7 +32,6 @@ _OTHER_FORMATS: tuple[tuple[int, bytes, str, str], ...] = (
     (0, b"<", "a web page or XML file", "download the file itself, not the page that shows it"),
     (0, b"{", "a JSON file", "give the ONNX file"),
     (0, b"\x89HDF", "an HDF5 file (Keras)", "export it to ONNX first"),
-    (4, b"TFL3", "a TensorFlow Lite file", "give the ONNX file"),
     (4, b"ORTM", "an ONNX Runtime (.ort) file", "give the .onnx file it was made from"),
     (0, b"\x7fELF", "a program or shared library", "give the ONNX file"),
     (0, b"\x80\x02", "a Python pickle", "export it to ONNX first"),
@@ -44,10 +47,13 @@ class Source:
     path: Path | None
     digest: Callable[[], str]
     files: list[Path] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
 
-def read_model(path_or_model: str | os.PathLike[str] | onnx.ModelProto | ir.Model) -> Source:
-    """Read or take over a model; the given object is never changed.
+def read_model(
+    path_or_model: str | os.PathLike[str] | onnx.ModelProto | ir.Model, options: LoadOptions | None = None
+) -> Source:
+    """Read or take over a model; the given object is never changed. A TensorFlow Lite file becomes ONNX here.
 
     Raises:
         ModelError: missing, unreadable, not ONNX, or broken, with every fault that was found.
@@ -62,7 +68,22 @@ def read_model(path_or_model: str | os.PathLike[str] | onnx.ModelProto | ir.Mode
         model = _from_proto(path_or_model, "model")
         _attach(model, _Files(None, None))
         return Source(model, None, lambda: _proto_digest(path_or_model))
-    return _read_file(Path(path_or_model))
+    path = Path(path_or_model)
+    if is_tflite(path):
+        from npukit.frontends.tflite import to_onnx
+        from npukit.frontends.tflite.flatfile import read_file
+
+        return to_onnx(read_file(path), options)
+    return _read_file(path)
+
+
+def is_tflite(path: Path) -> bool:
+    """Whether a file is a TensorFlow Lite model, by its content."""
+    try:
+        with open(path, "rb") as file:
+            return file.read(8)[4:] == b"TFL3"
+    except OSError:
+        return False
 
 
 def _proto_digest(proto: onnx.ModelProto) -> str:

@@ -11,6 +11,7 @@ layout pass of the lowering finds that all of them cancel.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -155,6 +156,29 @@ class Builder:
     def optional(self, i: int) -> ir.Value | None:
         return self.x(i) if self.has(i) else None
 
+    def bias(self, i: int, x: int, w: int) -> ir.Value | None:
+        """Input `i` as the bias of a product of inputs `x` and `w`; None where there is none.
+
+        The kernels add its codes to the accumulator, whatever scale the file notes for it: where that is another than
+        scale_x * scale_w (converters share one bias between operators), the accumulator's holds.
+        """
+        if not self.has(i):
+            return None
+        bias, data, weight = self.tensor(i), self._need(x), self._need(w)
+        if data.quantization is None or weight.quantization is None or bias.index not in self._data:
+            return self.x(i)
+        if not self.computes_codes() or self._data[bias.index].dtype.kind != "i":
+            return self.x(i)
+        scales = (data.quantization.scales.astype(np.float64)[0] * weight.quantization.scales).astype(np.float32)
+        noted = bias.quantization
+        if noted is not None and noted.scales.size == scales.size and np.allclose(noted.scales, scales, 1e-5, 0):
+            return self.x(i)
+        own = replace(bias, quantization=Quantization(scales, np.zeros(scales.size, np.int64), 0))
+        return self.constant_of(own, variant=self.op.index)
+
+    def _tensor(self, i: int) -> TensorRecord:
+        return self._need(i)
+
     def real(self, tensor: TensorRecord) -> ir.Value:
         """The value with a tensor's real numbers."""
         if not self.coded(tensor):
@@ -185,10 +209,11 @@ class Builder:
         """Make a tensor that the file computes a constant."""
         self._data[tensor.index] = data
 
-    def constant_of(self, tensor: TensorRecord, perm: Sequence[int] | None = None) -> ir.Value:
+    def constant_of(self, tensor: TensorRecord, perm: Sequence[int] | None = None, variant: int = -1) -> ir.Value:
         """A constant tensor's real numbers, its axes in the order `perm`.
 
         Codes stay codes behind a DequantizeLinear where the operator computes with codes, else they become floats.
+        `variant` tells apart one tensor with several encodings.
         """
         data = self._data[tensor.index]
         order = tuple(range(data.ndim)) if perm is None else tuple(perm)
@@ -199,11 +224,11 @@ class Builder:
         if not self.computes_codes():
             if tensor.dtype in (*_CODES, ir.DataType.INT4):
                 self.inferred_dynamic_range = True
-            key = (tensor.index, order, "float")
-            if key not in self._constants:
-                self.constant(dequantized(data, encoding).transpose(order), tensor.name, key=key)
-            return self._constants[key]
-        key = (tensor.index, order, "codes")
+            floats = (tensor.index, order, "float")
+            if floats not in self._constants:
+                self.constant(dequantized(data, encoding).transpose(order), tensor.name, key=floats)
+            return self._constants[floats]
+        key = (tensor.index, order, "codes", variant)
         if key not in self._constants:
             if data.dtype == np.int64:
                 if np.abs(data).max(initial=0) > 2**31 - 1:
@@ -211,7 +236,7 @@ class Builder:
                 data = data.astype(np.int32)
             codes = self.constant(data.transpose(order), f"{tensor.name}_codes")
             axis = order.index(encoding.axis) if encoding.per_axis else None
-            self._constants[key] = self._linear("DequantizeLinear", codes, tensor, axis)
+            self._constants[key] = self._linear("DequantizeLinear", codes, tensor, axis, variant)
             self._constants[key].name = self.name(tensor.name)
         return self._constants[key]
 
@@ -269,7 +294,9 @@ class Builder:
         self.graph.append(node)
         return results
 
-    def _linear(self, op_type: str, value: ir.Value, tensor: TensorRecord, axis: int | None = None) -> ir.Value:
+    def _linear(
+        self, op_type: str, value: ir.Value, tensor: TensorRecord, axis: int | None = None, variant: int = -1
+    ) -> ir.Value:
         encoding = self.encoding_of(tensor)
         if encoding.per_axis and axis is None:
             if tensor.index in self._data:
@@ -279,7 +306,7 @@ class Builder:
         dtype = ir.DataType.INT32 if tensor.dtype is ir.DataType.INT64 else tensor.dtype
         assert dtype is not None
         scales: Array = encoding.scales if axis is not None else encoding.scales[0].reshape(())
-        scale = self.constant(scales, f"{tensor.name}_scale", key=("scale", tensor.index))
+        scale = self.constant(scales, f"{tensor.name}_scale", key=("scale", tensor.index, variant))
         inputs = [value, scale]
         if dtype is not ir.DataType.INT32:
             points = encoding.zero_points.astype(dtype.numpy())

@@ -42,19 +42,16 @@ def load(path: str | os.PathLike[str] | bytes, options: LoadOptions | None = Non
     """
     options = options or LoadOptions()
     file = read_content(path) if isinstance(path, bytes) else read_file(Path(path))
-    source, notes = to_onnx(file, options)
-    result = normalize(source, options)
-    result.notes[:0] = notes
-    return result
+    return normalize(to_onnx(file, options), options)
 
 
-def to_onnx(file: FlatFile, options: LoadOptions | None = None) -> tuple[Source, list[str]]:
-    """The file as ONNX before any pass, and notes on what was done."""
+def to_onnx(file: FlatFile, options: LoadOptions | None = None) -> Source:
+    """The file as ONNX before any pass. Raises ModelError and UsageError as `load`."""
     options = options or LoadOptions()
     where = str(file.path) if file.path is not None else "the model"
     signature = choose_signature(file, options.signature)
     if not file.subgraphs:
-        raise ModelError("there is no graph in it", where=where)
+        raise ModelError("there is no graph in this TensorFlow Lite file", where=where)
     graph = file.subgraphs[signature.subgraph if signature is not None else 0]
     inputs, outputs = _ports(graph, signature)
     builder = Builder(graph, _port_names(graph, inputs, outputs))
@@ -76,7 +73,7 @@ def to_onnx(file: FlatFile, options: LoadOptions | None = None) -> tuple[Source,
             "activations are not rounded as TensorFlow Lite rounds them"
         )
     files = [file.path] if file.path is not None else []
-    return Source(model, file.path, file.digest, files), notes
+    return Source(model, file.path, file.digest, files, notes)
 
 
 def choose_signature(file: FlatFile, wanted: str = "") -> Signature | None:

@@ -73,7 +73,7 @@ def quantize_linear(e: Emitter, node: ir.Node) -> None:
     dtype = e.source_dtype(y)
     if dtype not in _LIMITS:
         raise Unsupported(f"codes of type {dtype.name.lower()}", kind="dtype cannot be held")
-    encoding = activation_encoding(node, dtype, y.is_graph_output())
+    encoding = activation_encoding(node, dtype)
 
     def native() -> None:
         if encoding is None or not e.has_encoding(y):

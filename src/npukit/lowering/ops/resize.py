@@ -49,11 +49,13 @@ def resize(e: Emitter, node: ir.Node) -> None:
     def repeated() -> None:
         if plan.mode != "nearest":
             raise Unsupported("only nearest repeats elements")
-        x = e.get(node.inputs[0])
+        # channels last, as what stands around it; the same number of elements is repeated either way
+        order = channel_last(rank) if rank == 4 and min(changed) > 1 else None
+        x = e.get(node.inputs[0], order)
         for axis in changed:
             index = plan.matrix(axis).argmax(1)
-            x = _take(e, x, axis, index)
-        e.bind(node.outputs[0], x)
+            x = _take(e, x, axis if order is None else order.index(axis), index)
+        e.bind(node.outputs[0], x, order)
 
     def by_matrix() -> None:
         x = e.get(node.inputs[0])

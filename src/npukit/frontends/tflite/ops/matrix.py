@@ -17,7 +17,7 @@ def fully_connected(b: Builder) -> None:
     x, width = b.x(0), b.shape(1)[1]
     if b.rank(0) != 2 or b.shape(0)[-1] != width:
         x = b.reshape(x, (-1, width))
-    y = b.node("Gemm", x, b.weight(1, (0, 1)), b.optional(2), transB=1)
+    y = b.node("Gemm", x, b.weight(1, (0, 1)), b.bias(2, 0, 1), transB=1)
     shape = b.result().shape
     if len(shape) != 2:
         y = b.reshape(y, (-1, *shape[1:]) if shape else ())

@@ -39,7 +39,9 @@ def conv_2d(b: Builder) -> None:
     inner, channels = b.shape(1)[3], b.shape(0)[3]
     if not inner or channels % inner:
         raise Refused(f"a filter of {inner} channels over {channels}")
-    y = b.node("Conv", b.first(b.x(0)), b.weight(1, (0, 3, 1, 2)), b.optional(2), group=channels // inner, **_window(b))
+    y = b.node(
+        "Conv", b.first(b.x(0)), b.weight(1, (0, 3, 1, 2)), b.bias(2, 0, 1), group=channels // inner, **_window(b)
+    )
     b.set(b.last(y), fused=True)
 
 
@@ -48,7 +50,7 @@ def depthwise_conv_2d(b: Builder) -> None:
     """Input [N,H,W,C], w [1,h,w,C*m], bias [C*m] -> [N,H',W',C*m]: one group a channel."""
     _ranks(b, (0, 4), (1, 4))
     group = b.shape(0)[3]
-    y = b.node("Conv", b.first(b.x(0)), b.weight(1, (3, 0, 1, 2)), b.optional(2), group=group, **_window(b))
+    y = b.node("Conv", b.first(b.x(0)), b.weight(1, (3, 0, 1, 2)), b.bias(2, 0, 1), group=group, **_window(b))
     b.set(b.last(y), fused=True)
 
 
@@ -58,7 +60,7 @@ def conv_3d(b: Builder) -> None:
     _ranks(b, (0, 5), (1, 5))
     group = b.shape(0)[4] // b.shape(1)[3]
     weight = b.weight(1, (4, 3, 0, 1, 2))
-    y = b.node("Conv", b.first(b.x(0), 5), weight, b.optional(2), group=group, **_window(b, "DHW"))
+    y = b.node("Conv", b.first(b.x(0), 5), weight, b.bias(2, 0, 1), group=group, **_window(b, "DHW"))
     b.set(b.last(y, 5), fused=True)
 
 
@@ -77,7 +79,7 @@ def transpose_conv(b: Builder) -> None:
         end.append(max(0, full - out) - surplus // 2)
         extra.append(max(0, out - full))
     y = b.node(
-        "ConvTranspose", b.first(b.x(2)), b.weight(1, (3, 0, 1, 2)), b.optional(3),
+        "ConvTranspose", b.first(b.x(2)), b.weight(1, (3, 0, 1, 2)), b.bias(3, 2, 1),
         strides=strides, pads=[*begin, *end], output_padding=extra,
     )  # fmt: skip
     b.set(b.last(y), fused=True)
