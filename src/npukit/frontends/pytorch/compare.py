@@ -19,14 +19,14 @@ def against_onnx(torch: Any, program: Any, args: tuple[Any, ...], kwargs: dict[s
     flat = torch.utils._pytree.tree_leaves
     try:
         with torch.no_grad():
-            expected = [_array(torch, value) for value in flat(program(*args, **kwargs)) if _is_tensor(torch, value)]
+            expected = [array_of(torch, value) for value in flat(program(*args, **kwargs)) if _is_tensor(torch, value)]
     except Exception as error:
         return f"PyTorch did not run the program on its example inputs ({' '.join(str(error).split())[:200]})"
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     try:
         session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        inputs = [_array(torch, value) for value in flat((args, kwargs)) if _is_tensor(torch, value)]
+        inputs = [array_of(torch, value) for value in flat((args, kwargs)) if _is_tensor(torch, value)]
         wanted = session.get_inputs()
         if len(wanted) != len(inputs):
             return f"PyTorch was not compared: it takes {len(inputs)} tensors, the exported ONNX {len(wanted)}"
@@ -50,6 +50,31 @@ def against_onnx(torch: Any, program: Any, args: tuple[Any, ...], kwargs: dict[s
     return text if share <= _SUSPECT else f"WARNING: {text}"
 
 
+def write_samples(arrays: dict[str, np.ndarray[Any, Any]], folder: Path) -> bool:
+    """Example inputs as test_data_set_* in `folder`, where the verification finds them; whether there is a need.
+
+    There is where an input holds whole numbers: which ones make sense, only the examples say. Floats are drawn anew in
+    a second sample, because examples are often all zeros or ones.
+    """
+    from onnx import numpy_helper
+
+    if all(array.dtype.kind == "f" for array in arrays.values()):
+        return False
+    generator = np.random.default_rng(0)
+    drawn = {
+        name: generator.standard_normal(array.shape).astype(array.dtype)
+        if array.dtype.kind == "f"
+        else generator.permuted(array.reshape(-1)).reshape(array.shape)
+        for name, array in arrays.items()
+    }
+    for number, sample in enumerate((arrays, drawn)):
+        place = folder / f"test_data_set_{number}"
+        place.mkdir()
+        for i, (name, array) in enumerate(sample.items()):
+            (place / f"input_{i}.pb").write_bytes(numpy_helper.from_array(array, name).SerializeToString())
+    return True
+
+
 def _difference(theirs: np.ndarray[Any, Any], ours: np.ndarray[Any, Any]) -> tuple[float, float]:
     if theirs.size == 0:
         return 0.0, 0.0
@@ -65,7 +90,8 @@ def _is_tensor(torch: Any, value: Any) -> bool:
     return isinstance(value, torch.Tensor)
 
 
-def _array(torch: Any, tensor: Any) -> np.ndarray[Any, Any]:
+def array_of(torch: Any, tensor: Any) -> np.ndarray[Any, Any]:
+    """A tensor's values; bfloat16 as float32."""
     tensor = tensor.detach().cpu()
     found: np.ndarray[Any, Any] = (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
     return found

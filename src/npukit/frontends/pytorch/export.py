@@ -132,6 +132,13 @@ def export_program(program: Any, output: Path, shapes: Mapping[str, tuple[int, .
         else:
             args, kwargs = feeds
             notes.append(compare.against_onnx(torch, _runnable(program), args, kwargs, output))
+            leaves = torch.utils._pytree.tree_leaves((args, kwargs))
+            arrays = [compare.array_of(torch, leaf) for leaf in leaves if isinstance(leaf, torch.Tensor)]
+            called = names.input_names(program)
+            if len(called) == len(arrays) and compare.write_samples(
+                dict(zip(called, arrays, strict=True)), output.parent
+            ):
+                notes.append("whole numbers to verify with are those of the example inputs, floats also drawn anew")
     return notes
 
 
