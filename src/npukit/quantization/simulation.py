@@ -13,12 +13,13 @@ from __future__ import annotations
 import shutil
 import tempfile
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import onnx_ir as ir
 
 from npukit.errors import UsageError
 from npukit.qnn.graph import Array, DType, Graph, Op, Tensor, TensorKind
@@ -45,6 +46,7 @@ class Simulation:
         quantized: "float" or "qdq", as `raise_graph` has it.
         fetch: tensors to be had beside the graph's outputs.
         threads: of ONNX Runtime; None for its choice.
+        change: what is done to the raised model before it is loaded.
 
     Raises:
         UsageError: the graph has ops without ONNX expression; all are named.
@@ -57,8 +59,8 @@ class Simulation:
         *,
         fetch: Sequence[Tensor] = (),
         threads: int | None = None,
+        change: Callable[[ir.Model], None] | None = None,
     ) -> None:
-        import onnx_ir as ir
         import onnxruntime
 
         raised = raise_graph(as_computed(graph) if quantized == "qdq" else graph, quantized=quantized)
@@ -68,6 +70,8 @@ class Simulation:
                 f"ONNX Runtime cannot run {', '.join(foreign)}: ops without ONNX expression",
                 hint="quantize a model without them",
             )
+        if change is not None:
+            change(raised)
         values = {output.name: output for node in raised.graph for output in node.outputs}
         known = {output.name for output in raised.graph.outputs}
         for tensor in fetch:
