@@ -4,14 +4,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+import npukit
+from npukit.errors import MissingDependency, ModelError, NpukitError, UsageError
 from npukit.frontends.onnx import LoadOptions
+from npukit.frontends.tflite import flatfile, load
 
 pytest.importorskip("tflite")
 
@@ -35,7 +40,6 @@ def cases(family: str) -> dict[str, dict[str, Any]]:
 
 def lowered(content: bytes, path: str = "raise", options: LoadOptions | None = None) -> Any:
     from conformance import execute
-    from npukit.frontends.tflite import load
     from npukit.lowering import LowerOptions, lower
     from npukit.targets import target
 
@@ -71,3 +75,157 @@ def test_float_operators(family: str, case: str, path: str):
         assert got.dtype == want.dtype
         scale = float(np.abs(want.astype(np.float64)).max(initial=1e-6))
         np.testing.assert_allclose(got.astype(np.float64), want.astype(np.float64), rtol=1e-5, atol=1e-5 * scale)
+
+
+def one_step(found: dict[str, Any], row: dict[str, Any], steps: float = 1) -> None:
+    assert found.keys() == row["out"].keys()
+    for name, want in row["out"].items():
+        assert (found[name].dtype, found[name].shape) == (want.dtype, want.shape)
+        assert np.abs(found[name].astype(np.float64) - want).max() <= steps
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("case", cases("ops_int8"))
+def test_integer_operators_are_within_one_step(case: str, path: str):
+    row = cases("ops_int8")[case]
+    one_step(compute(lowered(row["model"], path), row["in"], path), row)
+
+
+def test_fake_quant_is_within_one_step():
+    row = cases("ops_reduce")["fake_quant"]
+    one_step(compute(lowered(row["model"]), row["in"], "raise"), row, 3 / 255 * 1.001)
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("kind", ["float32", "float16", "dynamic", "dense_float16"])
+def test_float_networks(kind: str, path: str):
+    row = cases("network")[kind]
+    found = compute(lowered(row["model"], path), row["in"], path)
+    for name, want in row["out"].items():
+        np.testing.assert_allclose(found[name], want, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("kind", ["int8", "uint8_io", "int8_float_io"])
+def test_integer_networks(kind: str, path: str):
+    row = cases("network")[kind]
+    found = compute(lowered(row["model"], path), row["in"], path)
+    steps = {"map": 2, "scores": 1}  # each of eight operators may round the other way
+    for name, want in row["out"].items():
+        step = 1.0 if want.dtype != np.float32 else {"map": 0.0249, "scores": 1 / 256}[name]
+        assert found[name].dtype == want.dtype
+        assert np.abs(found[name].astype(np.float64) - want).max() <= steps[name] * step * 1.001
+
+
+def test_sixteen_bits_simulated():
+    row = cases("network")["int16"]
+    one_step(compute(lowered(row["model"]), row["in"], "raise"), row, 2)
+
+
+@pytest.mark.parametrize("kind", ["float32", "float16", "dynamic", "int8", "int16"])
+def test_channels_last_stays_without_a_transpose(kind: str):
+    graph = lowered(cases("network")[kind]["model"]).graph
+    assert "Transpose" not in {op.type for op in graph.ops}
+    assert [(t.name, t.shape, t.held.perm) for t in graph.inputs] == [("x", (1, 16, 16, 3), None)]
+    assert [(t.name, t.shape) for t in graph.outputs] == [("map", (1, 4, 4, 16)), ("scores", (1, 5))]
+
+
+def test_encodings_are_those_of_the_file():
+    from npukit.frontends.tflite.flatfile import read_content
+
+    content = cases("network")["int8"]["model"]
+    (source,) = read_content(content).subgraphs
+    graph = lowered(content).graph
+    conv = next(op for op in graph.ops if op.type == "Conv2d")
+    x, weight, bias = (source.tensors[i].quantization for i in source.ops[0].inputs)
+    y = source.tensors[source.ops[0].outputs[0]].quantization
+    assert x is not None and weight is not None and bias is not None and y is not None  # noqa: PT018
+    held = [tensor.encoding for tensor in (*conv.inputs, *conv.outputs)]
+    assert held[0].scales == (float(x.scales[0]),)
+    assert held[0].offsets == (-int(x.zero_points[0]) - 128,)  # int8 codes are held as uint8
+    assert (held[1].scales, held[1].axis) == (tuple(map(float, weight.scales)), 3)
+    assert held[2].scales == tuple(map(float, bias.scales))
+    assert held[3].scales == (float(y.scales[0]),)
+    np.testing.assert_array_equal(
+        conv.inputs[1].data, source.tensors[source.ops[0].inputs[1]].data.transpose(1, 2, 3, 0)
+    )
+
+
+def test_names_are_the_signature_s_and_one_is_chosen():
+    content = (DATA / "two_signatures.tflite").read_bytes()
+    ends = {
+        key: ([v.name for v in model.graph.inputs], [v.name for v in model.graph.outputs])
+        for key in ("", "double", "half")
+        for model in [load(content, LoadOptions(signature=key)).model]
+    }
+    assert ends == {"": (["x"], ["twice"]), "double": (["x"], ["twice"]), "half": (["v"], ["part"])}
+    assert "double, half" in load(content).notes[0]
+    with pytest.raises(UsageError, match="hal") as caught:
+        load(content, LoadOptions(signature="hal"))
+    assert "half" in caught.value.hint
+
+
+def test_open_dimensions_have_the_file_s_size_unless_another_is_asked_for():
+    content = (DATA / "two_signatures.tflite").read_bytes()
+    for options, shape in (({}, (1, 3)), ({"batch": 4}, (4, 3)), ({"input_shapes": {"v": (5, 3)}}, (5, 3))):
+        model = load(content, LoadOptions(signature="half", **options)).model
+        assert tuple(model.graph.outputs[0].shape) == shape
+
+
+def test_all_that_cannot_be_read_is_listed_at_once():
+    with pytest.raises(ModelError) as caught:
+        load((DATA / "refused.tflite").read_bytes())
+    assert [fault.where.split("(")[1][:-1] for fault in caught.value.faults] == ["WHERE", "IF", "Betainc"]
+    assert ["custom" in fault.what for fault in caught.value.faults] == [False, False, True]
+
+
+def test_damaged_files_are_refused():
+    content = (DATA / "network_int8.tflite").read_bytes()
+    rng = np.random.default_rng(5)
+    for _ in range(150):
+        damaged = bytearray(content)
+        for at in rng.integers(8, len(content), rng.integers(1, 40)):
+            damaged[at] = rng.integers(256)
+        cut = bytes(damaged[: rng.integers(9, len(content))] if rng.random() < 0.3 else damaged)
+        with contextlib.suppress(NpukitError):  # or it is still a model
+            load(cut)
+
+
+def test_the_missing_schema_is_named(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "tflite", None)
+    flatfile.schema.cache_clear()
+    try:
+        with pytest.raises(MissingDependency) as caught:
+            load((DATA / "network_float32.tflite").read_bytes())
+    finally:
+        flatfile.schema.cache_clear()
+    assert "npukit[tflite]" in caught.value.hint
+
+
+@pytest.mark.native
+@pytest.mark.parametrize("kind", ["float32", "int8"])
+def test_convert_verifies_against_the_interpreter(kind: str, tmp_path: Path):
+    pytest.importorskip("ai_edge_litert")
+    model = DATA / f"network_{kind}.tflite"
+    result = npukit.convert(model, output=tmp_path / "m.dlc", target="qnn-cpu", random=1)
+    assert result.verification is not None
+    assert result.verification.passed
+    assert "litert" in result.to_text()
+    with npukit.Session(tmp_path / "m.dlc") as session, npukit.Session(model) as interpreter:
+        row = cases("network")[kind]
+        found, wanted = session.run(row["in"]), interpreter.run(row["in"])
+    for name, value in wanted.items():
+        assert found[name].dtype == value.dtype == row["out"][name].dtype
+        assert np.abs(found[name].astype(float) - value).max() <= (2 if kind == "int8" else 1e-5)
+
+
+@pytest.mark.native
+def test_without_the_interpreter_the_reference_is_npukit_s_reading(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    from npukit.runtime import litert
+
+    monkeypatch.setattr(litert, "installed", lambda: False)
+    result = npukit.convert(
+        DATA / "network_float32.tflite", output=tmp_path / "m.dlc", target="qnn-cpu", random=1, in_process=True
+    )
+    assert result.exit_code == 0
+    assert "npukit's own reading" in result.to_text()

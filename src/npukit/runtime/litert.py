@@ -60,8 +60,9 @@ class LiteRtEngine:
         if signature is not None and signature not in keys:
             raise UsageError(f"there is no signature {signature!r}", where=str(path), hint=nearest(signature, keys))
         self._runner: Any = None
-        if signature is not None or len(keys) == 1:
-            self._runner = self._interpreter.get_signature_runner(signature or keys[0])
+        if keys:  # as the front end: the named one, serving_default, the first
+            default = "serving_default" if "serving_default" in keys else keys[0]
+            self._runner = self._interpreter.get_signature_runner(signature or default)
             ins, outs = self._runner.get_input_details(), self._runner.get_output_details()
         else:
             try:
@@ -90,6 +91,10 @@ class LiteRtEngine:
                 results = [np.array(found[name]) for name in self._outs]
             else:
                 for name, value in feeds.items():
+                    if tuple(self._interpreter.get_tensor(self._ins[name]["index"]).shape) != value.shape:
+                        self._interpreter.resize_tensor_input(self._ins[name]["index"], value.shape)
+                self._interpreter.allocate_tensors()
+                for name, value in feeds.items():
                     self._interpreter.set_tensor(self._ins[name]["index"], value)
                 self._interpreter.invoke()
                 results = [self._interpreter.get_tensor(detail["index"]) for detail in self._outs.values()]
@@ -111,7 +116,8 @@ class LiteRtEngine:
 
 
 def _port(name: str, detail: dict[str, Any]) -> Port:
-    shape = tuple(int(size) for size in detail["shape"])
+    sizes = detail["shape_signature"] if len(detail["shape_signature"]) else detail["shape"]
+    shape = tuple(int(size) if size >= 0 else None for size in sizes)
     dtype = np.dtype(detail["dtype"]).name
     return Port(name, dtype, shape, name, None, shape)
 

@@ -584,9 +584,11 @@ def cut_source(options: ConvertOptions, stamp: Stamp, stack: contextlib.ExitStac
 
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="npukit-float-")))
         return without_quantization(options.model, _load_options(options), folder)
+    from npukit.frontends.onnx.read_model import is_tflite, read_model
+
     cuts = tuple(name for name, value in options.inputs if not isinstance(value, Path))
     if not cuts:
-        if not options.input_shapes:
+        if not options.input_shapes or is_tflite(options.model):  # LiteRT takes any size where the model does
             return options.model
         from npukit.analysis.reference import with_shapes
 
@@ -597,7 +599,6 @@ def cut_source(options: ConvertOptions, stamp: Stamp, stack: contextlib.ExitStac
 
     from npukit.frontends.onnx import LoadOptions
     from npukit.frontends.onnx.cut_graph import cut_graph
-    from npukit.frontends.onnx.read_model import read_model
 
     model = read_model(options.model, LoadOptions(signature=options.tflite_signature)).model
     cut_graph(model, LoadOptions(inputs=cuts, outputs=options.outputs))

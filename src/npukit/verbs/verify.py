@@ -100,6 +100,7 @@ def verify_here(options: VerifyOptions, given: Samples | None = None) -> tuple[V
     from npukit.analysis import verify as analysis
     from npukit.analysis.reference import check_rewritten
     from npukit.frontends.pytorch import as_onnx
+    from npukit.frontends.tflite.load import DYNAMIC_RANGE
     from npukit.runtime.session import file_kind
 
     assert options.against is not None
@@ -128,6 +129,9 @@ def verify_here(options: VerifyOptions, given: Samples | None = None) -> tuple[V
         infos = analysis.input_infos(model, reference)
         chosen = given or _samples(options, source, infos)
         precision = precision_of(options.model, model)
+        if source is not None and DYNAMIC_RANGE in source.metadata_props and reference.backend == "litert":
+            precision = "int8"
+            notes.append("TensorFlow Lite rounds activations to 8 bits while it runs: judged by the limits of int8")
         limits = compare.criteria(
             precision, min_sqnr=options.min_sqnr, max_error=options.max_error, min_cosine=options.min_cosine
         )

@@ -19,6 +19,8 @@ from npukit.frontends.tflite.builder import READERS, Builder, Refused
 from npukit.frontends.tflite.flatfile import BROKEN, FlatFile, Signature, SubgraphRecord, read_content, read_file
 from npukit.qnn.names import source_name
 
+DEFAULT = "serving_default"
+DYNAMIC_RANGE = "npukit.dynamic_range"  # in a model's metadata: weights were codes where activations are floats
 _CONTROL_FLOW = frozenset(("IF", "WHILE", "CALL", "CALL_ONCE", "STABLEHLO_WHILE", "STABLEHLO_CASE"))
 _STATE = frozenset(
     ("VAR_HANDLE", "READ_VARIABLE", "ASSIGN_VARIABLE", "HASHTABLE", "HASHTABLE_FIND", "HASHTABLE_IMPORT")
@@ -67,17 +69,21 @@ def to_onnx(file: FlatFile, options: LoadOptions | None = None) -> Source:
     model = ir.Model(builder.graph, ir_version=10, producer_name=file.description or "tflite")
     model.graph.opset_imports[""] = NEWEST
     notes = []
+    if signature is not None and not options.signature and len(file.signatures) > 1:
+        keys = ", ".join(s.key for s in file.signatures)
+        notes.append(f"of the signatures {keys}, {signature.key} was taken (--tflite-signature-name)")
     if builder.inferred_dynamic_range:
         notes.append(
             "weights are codes where activations are floats (dynamic range quantization): they become floats, and "
             "activations are not rounded as TensorFlow Lite rounds them"
         )
+        model.metadata_props[DYNAMIC_RANGE] = "yes"
     files = [file.path] if file.path is not None else []
     return Source(model, file.path, file.digest, files, notes)
 
 
 def choose_signature(file: FlatFile, wanted: str = "") -> Signature | None:
-    """The signature called `wanted`; without a name the only one, or None.
+    """The signature called `wanted`; without a name serving_default, or the first; None where there is none.
 
     Raises:
         UsageError: there is no such signature.
@@ -88,7 +94,7 @@ def choose_signature(file: FlatFile, wanted: str = "") -> Signature | None:
             hint = nearest(wanted, keys) if keys else "this file has no signatures: leave the option out"
             raise UsageError(f"there is no signature {wanted!r}", where="--tflite-signature-name", hint=hint)
         return file.signatures[keys.index(wanted)]
-    return file.signatures[0] if len(keys) == 1 else None
+    return file.signatures[keys.index(DEFAULT) if DEFAULT in keys else 0] if keys else None
 
 
 def _ports(graph: SubgraphRecord, signature: Signature | None) -> tuple[list[tuple[str, int]], list[tuple[str, int]]]:

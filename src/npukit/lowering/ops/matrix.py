@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import onnx_ir as ir
 
@@ -146,6 +148,20 @@ def gemm(e: Emitter, node: ir.Node) -> None:
         bias = e.reshape(bias_of(e, c, a, b, width), (width,), axis=0)
         e.emit("FullyConnected", [a, b, bias], [e.output(node.outputs[0])])
 
+    def convolved() -> None:
+        """A scale per output channel: targets that refuse it in FullyConnected take it in a 1 by 1 convolution."""
+        if alpha != 1.0 or beta != 1.0 or not row or b.data is None or b.encoding is None or b.encoding.axis is None:
+            raise Unsupported("only a matrix with a scale per channel")
+        kernel = e.static(
+            b.data.T.reshape(1, 1, b.shape[1], width), b.dtype, replace(b.encoding, axis=3), hint="kernel"
+        )
+        bias = e.reshape(bias_of(e, c, a, b, width), (width,), axis=0)
+        y = e.output(node.outputs[0])
+        place = e.temp((a.shape[0], 1, 1, width), y.dtype, y.encoding)
+        pixels = e.reshape(a, (a.shape[0], 1, 1, a.shape[1]))
+        ones = {"stride": [1, 1], "pad_amount": [[0, 0], [0, 0]], "dilation": [1, 1]}
+        e.emit("Reshape", [e.emit("Conv2d", [pixels, kernel, bias], [place], group=1, **ones)], [y])
+
     def composed() -> None:
         product = matmul(e, a, b, transpose_b=True)
         if alpha != 1.0:
@@ -155,7 +171,7 @@ def gemm(e: Emitter, node: ir.Node) -> None:
             product = e.add(product, addend if beta == 1.0 else e.mul(addend, beta))
         e.bind(node.outputs[0], product)
 
-    e.forms(connected, composed)
+    e.forms(connected, convolved, composed)
 
 
 @lowers("Einsum")
