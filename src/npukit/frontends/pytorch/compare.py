@@ -24,6 +24,9 @@ def against_onnx(torch: Any, program: Any, args: tuple[Any, ...], kwargs: dict[s
         return f"PyTorch did not run the program on its example inputs ({' '.join(str(error).split())[:200]})"
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
+    # torch holds the weights already: let these stay mapped, neither folded nor packed into copies
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.add_session_config_entry("session.disable_prepacking", "1")
     try:
         session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         inputs = [array_of(torch, value) for value in flat((args, kwargs)) if _is_tensor(torch, value)]
