@@ -3,10 +3,10 @@
 """The least of a network in finer precision with which an accuracy target holds.
 
 A unit is what can be promoted on its own: a group of activations that share an encoding (8 -> 16 bits -> float), or the
-weight of an op (4 -> 8 -> 16 bits; 16 where its activations have them too). Units are ordered by how much noise they
-are seen to add in one pass; the shortest beginning of that order with which the target holds is found by bisection;
-then every unit of it that is not needed is given back, the costliest first, whole runs of them at once while that
-holds.
+weight of an op (4 -> 8 -> 16 bits; 16 where its activations have them too). Units are ordered by the noise that they
+are seen to add, per byte that they cost; the shortest beginning of that order with which the target holds is found by
+bisection; then every unit of it that is not needed is given back, the costliest first, whole runs of them at once
+while that holds.
 """
 
 from __future__ import annotations
@@ -142,7 +142,7 @@ class _Spent(Exception):
 
 class _Search:
     def __init__(self, units: Sequence[Unit], evaluate: Evaluate, target: float, budget: int) -> None:
-        self._units = sorted(units, key=lambda unit: -unit.noise)
+        self._units = sorted(units, key=lambda unit: -unit.noise / max(unit.cost, 1.0))
         self._evaluate, self._target, self._budget = evaluate, target, budget
         self._tried: dict[tuple[tuple[str, int], ...], Point] = {}
 

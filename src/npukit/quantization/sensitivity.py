@@ -59,6 +59,7 @@ def find_units(
     for found, effect, error in zip(members, effects, own, strict=True):
         start = bits[id(found[0])]
         size = sum(t.nbytes // 4 * (1 + readers.get(id(t), 0)) for t in found)
+        size += sum(table.nbytes // 4 for table in groups.tables(found[0]))
         ladder = (8, 16, FLOAT) if start == 8 else (16, FLOAT)
         units.append(Unit(f"activation {found[0].name}", "activation", ladder, effect, float(size)))
         weight_of.update({id(t): effect / error for t in found if error})
