@@ -197,7 +197,7 @@ HOSTILE: dict[str, tuple[dict[str, bytes], str]] = {
     "input-is-code": (changed(lambda p: p.update(user_inputs=["' or f() or '"])), "none that torch.export writes"),
     "tree-defaultdict": (
         changed(lambda p: signature(p).update(in_spec=tree(0, kind="collections.defaultdict"))),
-        "not one of Python's own",
+        "container of type",
     ),
     "tree-enum": (
         changed(lambda p: signature(p).update(in_spec=tree(0, context='[{"__enum__": 1, "fqn": "os:x"}]'))),
@@ -318,6 +318,20 @@ def test_an_archive_keeps_its_names_takes_shapes_and_says_how_far_torch_is(saved
     assert any("image_out" in note for note in made.notes)
     assert as_onnx(saved, shapes={"image": (5, 3, 8, 8)}) is made
     assert made.digest() == npukit.files.sha256_file(saved)  # type: ignore[attr-defined]
+
+
+@needs_torch
+def test_outputs_in_a_class_of_a_package_that_is_not_there_keep_their_fields(saved: Path, tmp_path: Path) -> None:
+    with zipfile.ZipFile(saved) as source:
+        content = {name: source.read(name) for name in source.namelist()}
+    model = next(name for name in content if name.endswith("models/model.json"))
+    out, kind = b'\\"builtins.dict\\", \\"context\\": \\"[\\\\\\"logits', b"absent.package.Output"
+    assert out in content[model]
+    content[model] = content[model].replace(out, out.replace(b"builtins.dict", kind))
+    made = as_onnx(write(tmp_path / "other.pt2", content), shapes={"image": (1, 3, 8, 8)})
+    assert made is not None
+    graph = load(made.path, LoadOptions(batch=1)).model.graph
+    assert [value.name for value in graph.outputs] == ["logits", "parts_0", "parts_1", "image_out"]
 
 
 @needs_torch

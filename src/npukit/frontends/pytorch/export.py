@@ -20,7 +20,7 @@ from typing import Any
 import onnx_ir as ir
 
 from npukit.errors import Fault, MissingDependency, ModelError, NpukitError, UsageError
-from npukit.frontends.pytorch import archive, compare, names
+from npukit.frontends.pytorch import archive, compare, names, trees
 from npukit.frontends.pytorch.kinds import EXPORT, SCRIPT
 
 log = logging.getLogger(__name__)
@@ -67,6 +67,11 @@ def load_program(torch: Any, path: Path) -> Any:
         ModelError: torch cannot read it.
     """
     with _torch_errors("torch cannot read this archive", path):
+        reader = torch._C.PyTorchFileReader(str(path))
+        programs = [name for name in reader.get_all_records() if name.startswith("models/") and name.endswith(".json")]
+        for name in programs:
+            trees.stand_in(torch, trees.named_types(reader.get_record(name)))
+        del reader
         program = torch.export.load(str(path))
     if getattr(program, "_guards_code", None):
         program._guards_code = []
