@@ -138,10 +138,10 @@ def greedy(units: Sequence[Unit], trial: Callable[[Levels], Point], target: floa
 
 PAGE = """# Accuracy search against exhaustive greedy search
 
-From W8A8 to a target by promoting activations and weights to 16 bits, activations then to float. Greedy tries every unit in each step and keeps
-the one that gains most per byte; the search of `npukit quantize --accuracy-target` tries at most 40 plans. Traffic is
-the bytes that all ops of a run read and write, estimated; *over* is the search's beyond greedy's. Simulated, judged on
-samples that calibration has not seen.
+From W8A8 to a target by promoting activations and weights to 16 bits, activations then to float. Greedy tries every
+unit in each step and keeps the one that gains most per byte; the search of `npukit quantize --accuracy-target` tries at
+most 40 plans. Traffic is the bytes that all ops of a run read and write, estimated; *over* is the search's beyond
+greedy's. Simulated, judged on samples that calibration has not seen.
 
 {table}
 

@@ -51,7 +51,14 @@ def test_each_stage_keeps_its_accuracy(
 def test_the_demo_leaves_artifacts_and_a_report(demo: tuple[Path, dict[str, dict[str, float]]]) -> None:
     folder = demo[0]
     names = {path.name for path in folder.iterdir()}
-    assert {"digits.dlc", "digits_w8a8.dlc", "digits_qdq.dlc", "digits_qdq.sm8650.bin", "report.html", "demo.json"} <= names
+    assert {
+        "digits.dlc",
+        "digits_w8a8.dlc",
+        "digits_qdq.dlc",
+        "digits_qdq.sm8650.bin",
+        "report.html",
+        "demo.json",
+    } <= names
     report = (folder / "report.html").read_text()
     assert "scores" in report
     assert "http://" not in report.replace("http://www.w3.org", "")

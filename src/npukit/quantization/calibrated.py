@@ -140,7 +140,7 @@ class Calibrated:
         return self._masks[bits]
 
     def beyond(self) -> list[str]:
-        """Tensors that hold numbers as -3.4e38, which leave no codes for the others, where not only Softmax sees them."""
+        """Tensors with numbers as -3.4e38, which leave no codes for the others, where not only Softmax sees them."""
         names = (name for name, seen in self._seen.observers.items() if max(-seen.low, seen.high) > _HUGE)
         return [name for name in names if name not in self._lowest(8)]
 
