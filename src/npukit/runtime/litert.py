@@ -78,7 +78,7 @@ class LiteRtEngine:
             inputs=tuple(_port(name, detail) for name, detail in ins.items()),
             outputs=tuple(_port(name, detail) for name, detail in outs.items()),
             placement=(Placement(path.name, "", "litert", "TensorFlow Lite's own kernels, without delegates"),),
-            library=_version(),
+            library=version(),
         )
 
     def execute(self, inputs: Sequence[Array], outputs: Sequence[Array] | None) -> list[Array]:
@@ -122,9 +122,16 @@ def _port(name: str, detail: dict[str, Any]) -> Port:
     return Port(name, dtype, shape, name, None, shape)
 
 
-def _version() -> str:
+def version() -> str:
+    """Name and version of the interpreter.
+
+    Raises:
+        MissingDependency: it is not installed.
+    """
     from importlib import metadata
 
+    if not installed():
+        raise MissingDependency("TensorFlow Lite's interpreter is not installed", hint=HINT)
     return f"LiteRT {metadata.version('ai-edge-litert')}"
 
 

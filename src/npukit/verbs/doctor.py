@@ -27,6 +27,7 @@ _BACKENDS = {
     "qnn-htp": "",
     "qnn-gpu": "runs .dlc and .onnx",
     "ort-qnn": "runs .onnx by ONNX Runtime's QNN provider",
+    "litert": "runs .tflite by TensorFlow Lite's interpreter",
     "acl": "",
 }
 
@@ -99,7 +100,7 @@ def doctor(options: DoctorOptions) -> DoctorResult:
 
     Example:
         >>> [row["backend"] for row in npukit.doctor(run=False).backends]
-        ['ort', 'qnn-cpu', 'qnn-htp', 'qnn-gpu', 'ort-qnn', 'acl']
+        ['ort', 'qnn-cpu', 'qnn-htp', 'qnn-gpu', 'ort-qnn', 'litert', 'acl']
     """
     from npukit.qnn.api import libraries
 
@@ -147,6 +148,10 @@ def _probe(name: str) -> str:
     from npukit.errors import NativeError
     from npukit.runtime.session import Session
 
+    if name == "litert":  # it runs no ONNX: what can be asked is whether it loads
+        from npukit.runtime import litert
+
+        return f"{_can(name)} ({litert.version()})"
     node = onnx.helper.make_node("Relu", ["x"], ["y"])
     info = onnx.helper.make_tensor_value_info
     graph = onnx.helper.make_graph([node], "probe", [info("x", 1, [1, 8])], [info("y", 1, [1, 8])])

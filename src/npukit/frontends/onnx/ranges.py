@@ -489,6 +489,14 @@ def _scalar(value: ir.Value | None) -> float | None:
     return float(array.reshape(-1)[0])
 
 
+_CODES = {ir.DataType.INT16: (-(2**15), 2**15 - 1), ir.DataType.UINT16: (0, 2**16 - 1)}
+
+
+def _dtype(node: ir.Node) -> ir.DataType:
+    dtype = node.inputs[0].dtype if node.inputs[0] is not None else None
+    return ir.DataType.UNDEFINED if dtype is None else dtype
+
+
 def _bound(node: ir.Node, index: int) -> Interval | None:
     op_type = node.op_type
     if node.domain not in ("", "ai.onnx"):
@@ -498,6 +506,8 @@ def _bound(node: ir.Node, index: int) -> Interval | None:
         return None if not dim else (0, dim - 1)
     if op_type in ("GatherND", "ScatterND") and index == 1:
         return _nd_bound(node)
+    if op_type == "DequantizeLinear" and index == 0:
+        return _CODES.get(_dtype(node))  # any code (8 bits need no bound)
     if op_type == "OneHot" and index == 0:
         depth = _scalar(node.inputs[1])
         return None if depth is None else (0, depth - 1)
