@@ -104,13 +104,13 @@ def verify_here(options: VerifyOptions, given: Samples | None = None) -> tuple[V
     from npukit.runtime.session import file_kind
 
     assert options.against is not None
-    made = as_onnx(options.against)
-    if made is not None:
-        options = replace(options, against=made.path)
-    assert options.against is not None
-    sourced = file_kind(options.against) in ("onnx", "tflite")
     with contextlib.ExitStack() as stack:
         model = _model(options, stack)
+        made = as_onnx(options.against, shapes=_shapes(model)) if model.stamp is not None else as_onnx(options.against)
+        if made is not None:
+            options = replace(options, against=made.path)
+        assert options.against is not None
+        sourced = file_kind(options.against) in ("onnx", "tflite")
         names = [info.name for info in model.outputs]
         source = _source(options.against, _signature(model)) if sourced else None
         indices = index_outputs(source, names) if source is not None else {}
