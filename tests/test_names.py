@@ -122,3 +122,23 @@ def test_either_name_gives_inputs_and_ranges(tmp_path):
         assert list(given([(name, tmp_path / "x.npy")], infos).runs[0]) == ["in put"]
         run = generate(infos, 1, ranges={name: (5, 6)}).runs[0]
         assert 5 <= run["in put"].min() <= 6
+
+
+def test_a_bias_that_two_products_share_has_a_name_for_each() -> None:
+    values = np.random.default_rng(0).normal(size=(2, 8, 8)).astype(np.float32)
+    weights = [numpy_helper.from_array(w, f"w{i}") for i, w in enumerate(values)]
+    row = numpy_helper.from_array(np.arange(8, dtype=np.float32), "row")
+    nodes = [
+        helper.make_node("MatMul", ["x", "w0"], ["a"]),
+        helper.make_node("Add", ["a", "row"], ["b"]),
+        helper.make_node("Relu", ["b"], ["c"]),
+        helper.make_node("MatMul", ["c", "w1"], ["d"]),
+        helper.make_node("Add", ["d", "row"], ["y"]),
+    ]
+    ports = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [2, 8]) for name in ("x", "y")]
+    graph = helper.make_graph(nodes, "g", ports[:1], ports[1:], [*weights, row])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    lowered = lower(load(model).model, resolve(("qnn-cpu",)))
+    assert [op.type for op in lowered.graph.ops].count("FullyConnected") == 2
+    names = [tensor.name for tensor in lowered.graph.tensors()]
+    assert len(names) == len(set(names))
