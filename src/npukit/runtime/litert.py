@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """TensorFlow Lite's own interpreter (LiteRT) as an engine: the reference for .tflite files.
 
-Its plain kernels are asked for: XNNPACK, which it takes by default, rounds quantized results differently.
+It runs as it does by default, with XNNPACK where that has the operator: those are the numbers that users have.
 """
 
 from __future__ import annotations
@@ -48,12 +48,9 @@ class LiteRtEngine:
             from ai_edge_litert import interpreter as litert
         except ImportError:
             raise MissingDependency("TensorFlow Lite's interpreter is not installed", hint=HINT) from None
-        kernels = litert.OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
         note("LiteRT: allocate tensors")
         try:
-            self._interpreter: Any = litert.Interpreter(
-                model_path=str(path), num_threads=threads, experimental_op_resolver_type=kernels
-            )
+            self._interpreter: Any = litert.Interpreter(model_path=str(path), num_threads=threads)
             keys = list(self._interpreter.get_signature_list())
         except (ValueError, RuntimeError) as error:
             raise ModelError(f"TensorFlow Lite's interpreter refuses it: {_text(error)}", where=str(path)) from None
@@ -77,7 +74,7 @@ class LiteRtEngine:
             graph=signature or "",
             inputs=tuple(_port(name, detail) for name, detail in ins.items()),
             outputs=tuple(_port(name, detail) for name, detail in outs.items()),
-            placement=(Placement(path.name, "", "litert", "TensorFlow Lite's own kernels, without delegates"),),
+            placement=(Placement(path.name, "", "litert", "TensorFlow Lite's own kernels and XNNPACK, as by default"),),
             library=version(),
         )
 
