@@ -208,3 +208,20 @@ def test_accepting_validators_take_what_runs_on_codes_only() -> None:
     assert accept(relu) is None
     cast = Op("cast", "Cast", [real("p", 2)], [real("q", 2)])
     assert accept(cast) == "no floats"
+
+
+def test_padding_for_a_maximum_takes_the_lowest_code_and_no_range() -> None:
+    x, y = real("x", 1, 4, kind=TensorKind.APP_WRITE), real("y", 1, 6, kind=TensorKind.APP_READ)
+    params = {
+        "scheme": Param(DType.UINT_32, 0),
+        "pad_amount": Param(DType.UINT_32, np.array([[0, 0], [1, 1]], np.uint32)),
+        "pad_constant_value": Param(DType.FLOAT_32, -65504.0),
+    }
+    graph = Graph("g", [x], [y], [Op("pad", "Pad", [x], [y], params)])
+    assert Groups(graph).deciding(y) == [x]
+    result = made(graph, Plan())
+    assert result.graph.inputs[0].encoding == result.graph.outputs[0].encoding
+    assert result.graph.ops[0].params["pad_constant_value"].value == 0
+    zero = {**params, "pad_constant_value": Param(DType.FLOAT_32, 0.0)}
+    result = made(Graph("g", [x], [y], [Op("pad", "Pad", [x], [y], zero)]), Plan())
+    assert result.graph.ops[0].params["pad_constant_value"].value == 128  # the dummies' code of zero

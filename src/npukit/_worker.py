@@ -20,6 +20,7 @@ import queue
 import shutil
 import signal
 import sys
+import tempfile
 import threading
 import traceback
 from collections.abc import Sequence
@@ -84,6 +85,7 @@ def main() -> None:
     source = os.fdopen(os.dup(0), "rb", buffering=1 << 16)
     channel = _Channel(os.fdopen(os.dup(1), "wb"))
     channel.folder = "".join(sys.argv[1:2])  # known before the first frame: the parent may be gone by then
+    tempfile.tempdir = channel.folder or None  # what a killed process leaves goes with its folder
     nothing = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)
     os.close(nothing)

@@ -16,7 +16,7 @@ from typing import Protocol
 import numpy as np
 
 from npukit.lowering.holding import validation_key
-from npukit.qnn.graph import Array, DType, Encoding, Graph, Op, Tensor, TensorKind
+from npukit.qnn.graph import Array, DType, Encoding, Graph, Op, Param, Tensor, TensorKind
 from npukit.qnn.names import Names
 from npukit.quantization import ranges
 from npukit.quantization.capabilities import unreliable
@@ -28,6 +28,7 @@ from npukit.quantization.roles import (
     activations,
     data_inputs,
     is_real,
+    pad_value,
     role,
     table,
     weight_axis,
@@ -316,13 +317,22 @@ class _Assignment:
             else:
                 inputs.append(None)  # filled in below
         outputs = [self._shadow(t, bits) if is_real(t) else t for t in op.outputs]
-        base = replace(op, inputs=inputs, outputs=outputs)
+        base = replace(op, inputs=inputs, outputs=outputs, params=self._params(op, inputs))
         if weight_axis(op) is not None:
             yield from self._weighted(op, base, bits)
         elif any(role(op, i) is Role.GAMMA for i in range(len(op.inputs))):
             yield from self._normed(op, base, bits)
         else:
             yield base
+
+    def _params(self, op: Op, inputs: Sequence[Tensor | None]) -> dict[str, Param]:
+        """The params of `op` on codes: what a Pad fills in is a code as well, the nearest there is."""
+        padding, source = pad_value(op), inputs[0] if inputs else None
+        if padding is None or source is None or source.encoding is None:
+            return op.params
+        code = np.rint(padding / source.encoding.scale) - source.encoding.offset
+        top = (1 << source.dtype.bits) - 1
+        return {**op.params, "pad_constant_value": Param(DType.INT_32, int(np.clip(code, 0, top)))}
 
     def _weighted(self, op: Op, base: Op, bits: int) -> Iterator[Op]:
         """With a quantized weight and, if the op has one, a bias at the accumulator's scale."""

@@ -55,6 +55,8 @@ _JOINS = frozenset(("Concat", "Pack"))
 _CENTRED_16 = frozenset((op, 1) for op in ("MatMul", "FullyConnected", "Conv2d", "DepthWiseConv2d", "LayerNorm"))
 _CENTRED_16_RESULTS = frozenset(("Tanh",))  # and results; ElementWiseNeuron TANH takes any
 _CLAMPS = frozenset(("Relu", "Relu1", "Relu6", "ReluMinMax"))
+_CONSTANT = 0  # Pad's `scheme`
+_NEVER = 1e4  # padding beyond this only says "not this one", to a maximum: the lowest code does too
 _CLAMPING_NEURONS = (4, 5)  # RELU and RELU_MIN_MAX of ElementWiseNeuron's `operation`
 
 
@@ -106,6 +108,21 @@ def is_clamp(op: Op) -> bool:
     """Whether `op` cuts its input at constants, which a saturating encoding of the input does as well."""
     neuron = op.params.get("operation") if op.type == "ElementWiseNeuron" else None
     return op.type in _CLAMPS or (neuron is not None and neuron.value in _CLAMPING_NEURONS)
+
+
+def pad_value(op: Op) -> float | None:
+    """What a Pad of computed floats fills in, None for another op or scheme. Input and output share an encoding."""
+    source, scheme = op.inputs[0] if op.inputs else None, op.params.get("scheme")
+    if op.type != "Pad" or source is None or not is_real(source) or scheme is None or scheme.value != _CONSTANT:
+        return None
+    value = op.params.get("pad_constant_value")
+    return 0.0 if value is None else float(np.asarray(value.value))
+
+
+def _first(op: Op) -> Tensor:
+    source = op.inputs[0]
+    assert source is not None
+    return source
 
 
 def by_input_channel(op: Op, values: Array) -> Array | None:
@@ -160,6 +177,11 @@ class Groups:
             centred += [t for i, t in data_inputs(op) if (op.type, i) in _CENTRED_16]
             centred += op.outputs if op.type in _CENTRED_16_RESULTS else ()
             joined = op.type in _JOINS or is_clamp(op)
+            padding = pad_value(op)
+            if padding is not None:
+                self._join(_first(op), op.outputs[0])
+                if abs(padding) > _NEVER:
+                    self._follows.add(id(op.outputs[0]))
             if op.type not in MOVES and not joined:
                 continue
             for index, tensor in data_inputs(op):

@@ -56,7 +56,7 @@ class QuantizeOptions:
     list of the SDK, or module:function.
     """
 
-    model: Path = arg("the model (.onnx) or float DLC")
+    model: Path = arg("the model (.onnx, .pt2, TorchScript .pt, .tflite) or float DLC")
     output: Path | None = opt(
         None, "The DLC to write [MODEL.quantized.dlc].", "-o", "--out", parse=Path, metavar="FILE"
     )
@@ -135,6 +135,10 @@ class QuantizeOptions:
         (), "A tensor to begin at.", "--input", many=True, parse=input_specs, metavar="NAME[=SHAPE]"
     )
     outputs: tuple[str, ...] = opt((), "A tensor to end at.", "--output", many=True, parse=o.strings, metavar="NAME")
+    tflite_signature: str = opt(
+        "", "Entry point of a TensorFlow Lite file [its only one].", "--tflite-signature-name", metavar="NAME"
+    )
+    allow_pickle: bool = opt(False, "Read a PyTorch file also where that runs Python code in it.", "--allow-pickle")
     io_layout: str = opt("source", "Layout of inputs and outputs.", choices=("source", "nhwc"))
     verify: bool = opt(True, "Compare the result with the source.", "--verify/--no-verify", hidden=True)
     verify_backend: str | None = opt(
@@ -409,6 +413,8 @@ def _how_to_verify(options: QuantizeOptions, quantized: Quantized) -> tuple[str,
         return "", f"{size} are above --verify-limit ({text.size(weights)}, {gflop:g} GFLOP)"
     if options.verify_backend:
         return options.verify_backend, ""
+    if "qnn-cpu" in options.target:
+        return "qnn-cpu", ""
     affordable = _EMULATOR_GFLOP.get(quantized.precision, 0.0)
     if quantized.precisions.get("float", 0):
         affordable /= 10  # a GFLOP in float16 costs as much as ten in integers

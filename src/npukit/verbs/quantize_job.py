@@ -21,6 +21,9 @@ from npukit.artifacts import dlc
 from npukit.artifacts.restamp import restamp
 from npukit.artifacts.stamp import IoTensor, Stamp, native_stamp
 from npukit.errors import NpukitError, UsageError, nearest
+from npukit.frontends import pytorch
+from npukit.frontends.onnx import LoadOptions
+from npukit.frontends.onnx.read_model import read_model
 from npukit.qnn.api import libraries
 from npukit.qnn.graph import Array, Graph, Held, Model
 from npukit.quantization import encodings_file
@@ -39,7 +42,7 @@ from npukit.quantization.search import Unit
 from npukit.quantization.sensitivity import find_units
 from npukit.quantization.simulation import Simulation, native_feeds, real_outputs
 from npukit.quantization.smooth import smooth, smoothing
-from npukit.quantization.source import Source, own_entries, read_source, source_of, with_axes
+from npukit.quantization.source import Source, own_entries, source_of, with_axes
 from npukit.runtime.qnn import pick_graph
 from npukit.runtime.session import file_kind
 from npukit.targets import resolve
@@ -51,6 +54,7 @@ from npukit.verbs.convert import (
     cut_source,
     io_tensor,
     lower_source,
+    torch_source,
     validator,
 )
 from npukit.verbs.quantize import Port, Quantized, QuantizeOptions
@@ -127,7 +131,8 @@ def prepare(options: QuantizeOptions) -> list[Port]:
 
     stack = contextlib.ExitStack()
     legal = Legal({target.name: validator(target, stack) for target in resolve(options.target)})
-    read = _from_dlc if file_kind(options.model) == "dlc" else _from_source
+    torch = pytorch.kind_of(options.model) is not None
+    read = _from_dlc if not torch and file_kind(options.model) == "dlc" else _from_source
     graph, stamp, contract, digest, notes, source, own = read(options, legal)
     if options.float_fallback and options.encodings is None and not own.entries:
         raise UsageError("--float-fallback leaves all in float without --encodings", hint="give --encodings FILE")
@@ -203,14 +208,24 @@ _NUMPY = {"float": "float32", "double": "float64"}
 
 def _source(options: QuantizeOptions) -> ConvertOptions:
     """How the source is read, as `convert` reads it."""
-    names = ("model", "target", "input_shapes", "symbols", "batch", "inputs", "outputs", "io_layout")
+    names = (
+        ("model", "target", "input_shapes", "symbols", "batch", "inputs", "outputs", "io_layout")
+        + ("allow_pickle", "tflite_signature")
+    )  # fmt: skip
     return ConvertOptions(**{name: getattr(options, name) for name in names})
+
+
+def _values(options: QuantizeOptions) -> Source:
+    """The values of a source model, as encodings name them."""
+    exported = torch_source(_source(options))
+    path = options.model if exported is None else exported.path
+    return source_of(read_model(path, LoadOptions(signature=options.tflite_signature)).model)
 
 
 def _from_source(options: QuantizeOptions, legal: Legal) -> Any:
     """The graph of a source model, in the forms that suit integers."""
     targets = resolve(options.target)
-    source = read_source(options.model) if options.encodings is not None else None
+    source = _values(options) if options.encodings is not None else None
     own = Own()
 
     def loaded(normalized: Normalized) -> None:  # lowering consumes the model
