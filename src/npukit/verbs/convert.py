@@ -301,14 +301,20 @@ def _move(temp: Path, place: Path) -> None:
         os.replace(temp, other)
 
 
+def unjudged(verify: bool, limits: tuple[int, float], weight_bytes: int, gflop: float) -> str:
+    """Why a model of this size is not verified; empty if it is."""
+    if not verify:
+        return "asked for with --no-verify"
+    if weight_bytes > limits[0] or gflop > limits[1]:
+        size = f"{text.size(weight_bytes)} of weights and {gflop:.3g} GFLOP"
+        return f"{size} are above --verify-limit ({text.size(limits[0])}, {limits[1]:g} GFLOP)"
+    return ""
+
+
 def _how_to_verify(options: ConvertOptions, converted: Converted) -> tuple[str, str]:
     """The backend to verify on, or why the verification is left out."""
-    weights, gflop = options.verify_limit
-    if not options.verify:
-        return "", "asked for with --no-verify"
-    if converted.weight_bytes > weights or converted.gflop > gflop:
-        size = f"{text.size(converted.weight_bytes)} of weights and {converted.gflop:.3g} GFLOP"
-        return "", f"{size} are above --verify-limit ({text.size(weights)}, {gflop:g} GFLOP)"
+    if why := unjudged(options.verify, options.verify_limit, converted.weight_bytes, converted.gflop):
+        return "", why
     if options.verify_backend:
         return options.verify_backend, ""
     if "qnn-cpu" in converted.stamp.targets or converted.gflop > _EMULATOR_GFLOP:

@@ -22,7 +22,7 @@ from npukit.errors import UsageError
 from npukit.quantization.metrics import accuracy_target, metric
 from npukit.quantization.search import Found, Point, Unit, search
 from npukit.verbs import options as o
-from npukit.verbs.convert import input_specs, limit, replacing
+from npukit.verbs.convert import input_specs, limit, replacing, unjudged
 from npukit.verbs.isolate import isolated
 from npukit.verbs.options import arg, opt, verb
 
@@ -405,12 +405,8 @@ def _calibrate(
 
 def _how_to_verify(options: QuantizeOptions, quantized: Quantized) -> tuple[str, str]:
     """The backend to verify on, or why the verification is left out."""
-    weights, gflop = options.verify_limit
-    if not options.verify:
-        return "", "asked for with --no-verify"
-    if quantized.weight_bytes > weights or quantized.gflop > gflop:
-        size = f"{text.size(quantized.weight_bytes)} of weights and {quantized.gflop:.3g} GFLOP"
-        return "", f"{size} are above --verify-limit ({text.size(weights)}, {gflop:g} GFLOP)"
+    if why := unjudged(options.verify, options.verify_limit, quantized.weight_bytes, quantized.gflop):
+        return "", why
     if options.verify_backend:
         return options.verify_backend, ""
     if "qnn-cpu" in options.target:
