@@ -10,8 +10,10 @@ Runtime's QNN provider) does with each, was measured once and is kept in cases.j
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
+import tempfile
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -74,13 +76,24 @@ class Case:
 
 def write_cache(folder: Path, kinds: Iterable[str] = KINDS) -> Path:
     """Write all cases of the installed onnx to `folder`/<onnx version> unless they are there; returns that folder."""
+    root = folder / f"onnx-{onnx.__version__}"
+    if (root / "done").exists():
+        return root
+    folder.mkdir(parents=True, exist_ok=True)
+    # Several processes may come here at once: each writes its own, the first to be done gives it its name.
+    with tempfile.TemporaryDirectory(prefix=root.name, dir=folder) as temporary:
+        made = Path(temporary, "cases")
+        _write_all(made, kinds)
+        if not (root / "done").exists():
+            shutil.rmtree(root, ignore_errors=True)  # left by a run that was ended
+        with contextlib.suppress(OSError):
+            made.rename(root)
+    return root
+
+
+def _write_all(root: Path, kinds: Iterable[str]) -> None:
     import onnx.backend.test.loader as loader
 
-    root = folder / f"onnx-{onnx.__version__}"
-    done = root / "done"
-    if done.exists():
-        return root
-    shutil.rmtree(root, ignore_errors=True)
     wanted = {*table().cases, *table().aux}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -90,8 +103,7 @@ def write_cache(folder: Path, kinds: Iterable[str] = KINDS) -> Path:
                     _write_case(root / kind / case.name, case)
     for file in _LIGHT.glob("*.onnx"):
         _write_light(root / "light" / file.stem, file)
-    done.touch()
-    return root
+    (root / "done").touch()
 
 
 def _write_case(target: Path, case: Any) -> None:

@@ -60,8 +60,9 @@ def seeds(count: int) -> dict[str, Files]:
     found["lstm"] = {"model.onnx": _lstm()}
     for name in ("digits", "digits_qdq"):
         found[name] = {"model.onnx": (_ROOT / "examples" / "digits" / f"{name}.onnx").read_bytes()}
-    for name, data in _backend_tests(max(0, count - len(found))):
-        found[name] = {"model.onnx": data}
+    if count > len(found):
+        for name, data in _backend_tests(count - len(found)):
+            found[name] = {"model.onnx": data}
     return found
 
 
