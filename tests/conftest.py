@@ -15,11 +15,21 @@ settings.register_profile("npukit", deadline=None, derandomize=True, suppress_he
 settings.load_profile("npukit")
 
 
+_LOGGER = logging.getLogger("npukit")
+_LOGGING = _LOGGER.level, _LOGGER.propagate, list(_LOGGER.handlers)
+
+
 @pytest.fixture(autouse=True)
 def _own_logging() -> Iterator[None]:
-    """Give the package's logger back as it was: the command sets its level and handlers."""
-    logger = logging.getLogger("npukit")
-    before = logger.level, logger.propagate, list(logger.handlers)
+    """Give the package's logger back as it was at first: the command sets its level and handlers.
+
+    Before a test too: a fixture of the module may have run the command.
+    """
+    _reset_logging()
     yield
-    logger.setLevel(before[0])
-    logger.propagate, logger.handlers[:] = before[1:]
+    _reset_logging()
+
+
+def _reset_logging() -> None:
+    _LOGGER.setLevel(_LOGGING[0])
+    _LOGGER.propagate, _LOGGER.handlers[:] = _LOGGING[1], list(_LOGGING[2])

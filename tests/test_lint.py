@@ -134,9 +134,22 @@ def test_constants_beyond_float16(tmp_path: Path) -> None:
     assert "float16-range" in rules(lint(path, target=("sm8650",), float_bitwidth=16))
 
 
-def test_float_ops_in_a_quantized_model() -> None:
-    found = rules(lint(DIGITS / "digits_qdq.onnx"))
-    assert ["Gemm 'fc'" in text for text in found["float-op"]] == [True]
+def test_float_ops_in_a_quantized_model(tmp_path: Path) -> None:
+    path = save(
+        tmp_path / "sign.onnx",
+        [
+            node("QuantizeLinear", "x s z", "c"),
+            node("DequantizeLinear", "c s z", "d"),
+            node("Sign", "d", "e"),
+            node("QuantizeLinear", "e s z", "f"),
+            node("DequantizeLinear", "f s z", "y"),
+        ],
+        [("x", TensorProto.FLOAT, [2, 3])],
+        [("y", TensorProto.FLOAT, [2, 3])],
+        [("s", np.array(0.01, np.float32)), ("z", np.array(128, np.uint8))],
+    )
+    found = rules(lint(path))
+    assert ["Sign" in text for text in found["float-op"]] == [True]
     assert "float-op" not in rules(lint(DIGITS / "digits.onnx"))
 
 
