@@ -5,6 +5,8 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
+from collections.abc import Iterable
 
 from npukit.qnn.graph import DType, Graph, Op, TensorKind
 
@@ -31,6 +33,11 @@ def _flops(op: Op) -> int:
         weights = sum(math.prod(t.shape) for t in op.inputs[1:] if t is not None and t.kind is TensorKind.STATIC)
         return 2 * weights * math.prod(first[:-1])
     return 0
+
+
+def op_counts(types: Iterable[str]) -> dict[str, int]:
+    """How many ops there are of each type, the most frequent first."""
+    return dict(sorted(Counter(types).items(), key=lambda item: (-item[1], item[0])))
 
 
 def traffic(graph: Graph) -> int:

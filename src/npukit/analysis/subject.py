@@ -8,7 +8,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from npukit.analysis import cost
 from npukit.errors import MissingDependency, UsageError, nearest
 from npukit.qnn.graph import Encoding, Graph, Param, Tensor, TensorKind
 
@@ -87,7 +87,7 @@ class GraphView:
 
     def op_types(self) -> dict[str, int]:
         """How many ops of each type, the most frequent first."""
-        return dict(sorted(Counter(op.type for op in self.ops or ()).items(), key=lambda item: (-item[1], item[0])))
+        return cost.op_counts(op.type for op in self.ops or ())
 
 
 @dataclass

@@ -259,7 +259,7 @@ def convert(options: ConvertOptions) -> ConvertResult:
             call("npukit.artifacts.restamp:restamp", temp, stamp)
             size = temp.stat().st_size
             if not outcome.passed:
-                _move(temp, place)
+                move(temp, place)
     if options.report is not None:
         from npukit.analysis import report
 
@@ -289,14 +289,15 @@ class _Moved(Exception):
 
 @contextlib.contextmanager
 def replacing(output: Path) -> Iterator[Path]:
-    """`files.atomic_write`, which the body may leave without a file (see `_move`)."""
+    """`files.atomic_write`, which the body may leave without a file (see `move`)."""
     with contextlib.suppress(_Moved), files.atomic_write(output) as temp:
         yield temp
         if not temp.exists():
             raise _Moved
 
 
-def _move(temp: Path, place: Path) -> None:
+def move(temp: Path, place: Path) -> None:
+    """Put the temporary file in place under another name."""
     with files.atomic_write(place) as other:
         os.replace(temp, other)
 
@@ -332,30 +333,19 @@ def _convert(options: ConvertOptions, path: Path | None) -> Converted:
     global _lowered
     from npukit.analysis import cost
     from npukit.artifacts import dlc
-    from npukit.artifacts.stamp import Stamp
-    from npukit.qnn.api import libraries
     from npukit.qnn.graph import Model
     from npukit.targets import resolve
 
     targets = resolve(options.target)
     with contextlib.ExitStack() as stack:
-        library = libraries.find("ir")
-        build, core = library.build_id, ".".join(map(str, library.core_version))
         validators = {target.name: validator(target, stack) for target in targets}
         normalized, lowered, notes = lower_source(options, targets, validators)
     _lowered = lowered
     precision = cost.precision(lowered.graph)
-    stamp = Stamp(
-        npukit_version=npukit.__version__,
-        qairt_build=build,
-        core_api_version=core,
-        needs_qairt=".".join(build.lstrip("v").split(".")[:2]),
-        source_name=options.model.name,
-        targets=tuple(target.name for target in targets),
-        options={**_recorded(options), "precision": precision},
+    stamp = replace(
+        source_stamp(options.model, targets, lowered, {**_recorded(options), "precision": precision}),
         inputs=contract_inputs(lowered, [value.name or "" for value in normalized.model.graph.inputs]),
         outputs=contract_outputs(lowered, normalized.model),
-        names={source: name for source, name in lowered.names.items() if source != name},
     )
     with ThreadPoolExecutor(1) as pool:  # a gigabyte takes a second to hash: done while the library writes
         digest = pool.submit(lambda: normalized.source_sha256)
@@ -364,12 +354,9 @@ def _convert(options: ConvertOptions, path: Path | None) -> Converted:
             graphs = Model({lowered.graph.name: lowered.graph})
             dlc.write(graphs, path, lambda: replace(stamp, source_sha256=digest.result()))
     stamp = replace(stamp, source_sha256=digest.result())
-    ops: dict[str, int] = {}
-    for op in lowered.graph.ops:
-        ops[op.type] = ops.get(op.type, 0) + 1
     return Converted(
         stamp,
-        dict(sorted(ops.items(), key=lambda item: (-item[1], item[0]))),
+        cost.op_counts(op.type for op in lowered.graph.ops),
         source_ops=len(lowered.report),
         weight_bytes=lowered.graph.static_bytes(),
         gflop=cost.flops(lowered.graph) / 1e9,
@@ -378,6 +365,24 @@ def _convert(options: ConvertOptions, path: Path | None) -> Converted:
         constants=tuple(lowered.folded),
         unused=tuple(held.source for held in lowered.unused),
         precision=precision,
+    )
+
+
+def source_stamp(source: Path, targets: Sequence[Target], lowered: Lowered, options: dict[str, Any]) -> Stamp:
+    """The stamp of what is made from a source model, without its contract and the source's hash."""
+    from npukit.artifacts.stamp import Stamp
+    from npukit.qnn.api import libraries
+
+    library = libraries.find("ir")
+    return Stamp(
+        npukit_version=npukit.__version__,
+        qairt_build=library.build_id,
+        core_api_version=".".join(map(str, library.core_version)),
+        needs_qairt=".".join(library.build_id.lstrip("v").split(".")[:2]),
+        source_name=source.name,
+        targets=tuple(target.name for target in targets),
+        options=options,
+        names={value: name for value, name in lowered.names.items() if value != name},
     )
 
 
@@ -473,7 +478,7 @@ def contract_inputs(lowered: Lowered, order: list[str]) -> tuple[IoTensor, ...]:
 
     found = [io_tensor(tensor) for tensor in lowered.graph.inputs]
     for held in lowered.unused:
-        dtype = _SOURCE_DTYPES.get(held.dtype, held.dtype)
+        dtype = SOURCE_DTYPES.get(held.dtype, held.dtype)
         found.append(IoTensor(held.source, dtype, held.shape, "", "UNDEFINED"))
     place = {name: i for i, name in enumerate(order)}
     return tuple(sorted(found, key=lambda io: place.get(io.name, len(place))))
@@ -494,7 +499,7 @@ def contract_outputs(lowered: Lowered, model: ir.Model) -> tuple[IoTensor, ...]:
     return tuple(found)
 
 
-_SOURCE_DTYPES = {"float": "float32", "double": "float64"}
+SOURCE_DTYPES = {"float": "float32", "double": "float64"}
 _NARROWED = {
     "int64": ("INT_32",),
     "uint64": ("INT_32", "UINT_32"),
@@ -510,7 +515,7 @@ def io_tensor(tensor: Tensor) -> IoTensor:
     held = tensor.held
     if held is None:
         return IoTensor(tensor.name, tensor.dtype.numpy.name, tensor.shape, tensor.name, tensor.dtype.name)
-    dtype = _SOURCE_DTYPES.get(held.dtype, held.dtype)
+    dtype = SOURCE_DTYPES.get(held.dtype, held.dtype)
     narrowed = tensor.dtype.name in _NARROWED.get(dtype, ())
     return IoTensor(
         held.source, dtype, held.shape, tensor.name, tensor.dtype.name, held.perm, tensor.encoding, narrowed

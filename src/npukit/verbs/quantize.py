@@ -8,7 +8,6 @@ import contextlib
 import hashlib
 import itertools
 import logging
-import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,15 +15,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import npukit
-from npukit import files, log
+from npukit import log
 from npukit.analysis import text
 from npukit.errors import UsageError
 from npukit.quantization.metrics import accuracy_target, metric
 from npukit.quantization.search import Found, Point, Unit, search
 from npukit.verbs import options as o
-from npukit.verbs.convert import input_specs, limit, replacing, unjudged
+from npukit.verbs.convert import ConvertOptions, input_specs, move, replacing, unjudged
 from npukit.verbs.isolate import isolated
-from npukit.verbs.options import arg, opt, verb
+from npukit.verbs.options import arg, like, opt, verb
 
 if TYPE_CHECKING:
     from npukit.analysis.dataset import Dataset
@@ -124,38 +123,29 @@ class QuantizeOptions:
     preprocessing: Any = opt(None, "What is done with images (YAML).", parse=Path, metavar="FILE", hidden=True)
     samples: int | None = opt(None, "Take at most so many calibration samples.")
     resume: bool = opt(True, "Go on with an interrupted calibration.", "--resume/--no-resume", hidden=True)
-    input_shapes: dict[str, tuple[int, ...]] = opt(
-        {}, "Shape of an input.", "--input-shape", many=True, parse=o.shapes, metavar="NAME=1,3,224,224"
-    )
-    symbols: dict[str, int] = opt(
-        {}, "Value of a symbolic dimension.", "--symbol", many=True, parse=o.symbols, metavar="NAME=224"
-    )
-    batch: int | None = opt(None, "Value of the first dimension where it is open.")
+    input_shapes: dict[str, tuple[int, ...]] = like(ConvertOptions, "input_shapes")
+    symbols: dict[str, int] = like(ConvertOptions, "symbols")
+    batch: int | None = like(ConvertOptions, "batch")
     inputs: tuple[tuple[str, Any], ...] = opt(
         (), "A tensor to begin at.", "--input", many=True, parse=input_specs, metavar="NAME[=SHAPE]"
     )
-    outputs: tuple[str, ...] = opt((), "A tensor to end at.", "--output", many=True, parse=o.strings, metavar="NAME")
-    tflite_signature: str = opt(
-        "", "Entry point of a TensorFlow Lite file [its only one].", "--tflite-signature-name", metavar="NAME"
-    )
-    allow_pickle: bool = opt(False, "Read a PyTorch file also where that runs Python code in it.", "--allow-pickle")
-    io_layout: str = opt("source", "Layout of inputs and outputs.", choices=("source", "nhwc"))
-    verify: bool = opt(True, "Compare the result with the source.", "--verify/--no-verify", hidden=True)
+    outputs: tuple[str, ...] = like(ConvertOptions, "outputs")
+    tflite_signature: str = like(ConvertOptions, "tflite_signature")
+    allow_pickle: bool = like(ConvertOptions, "allow_pickle")
+    io_layout: str = like(ConvertOptions, "io_layout")
+    verify: bool = like(ConvertOptions, "verify")
     verify_backend: str | None = opt(
         None, "Backend to verify on [the emulator, or ort for large models].", choices=("qnn-cpu", "qnn-htp", "ort"),
         hidden=True,
     )  # fmt: skip
-    verify_limit: tuple[int, float] = opt(
-        (2_000_000_000, 200.0), "Weights and GFLOP above which it is left out [2GB,200].", parse=limit,
-        metavar="SIZE,GFLOP", hidden=True,
-    )  # fmt: skip
-    min_sqnr: float | None = opt(None, "Least SQNR in dB [by precision].", hidden=True)
-    max_error: float | None = opt(None, "Largest error as a share of the range [by precision].", hidden=True)
-    min_cosine: float | None = opt(None, "Least cosine similarity [not judged].", hidden=True)
-    report: Path | None = opt(None, "Write the HTML report here.", parse=Path, metavar="FILE", hidden=True)
-    threads: int | None = opt(None, "Threads of ONNX Runtime.", hidden=True)
+    verify_limit: tuple[int, float] = like(ConvertOptions, "verify_limit")
+    min_sqnr: float | None = like(ConvertOptions, "min_sqnr")
+    max_error: float | None = like(ConvertOptions, "max_error")
+    min_cosine: float | None = like(ConvertOptions, "min_cosine")
+    report: Path | None = like(ConvertOptions, "report")
+    threads: int | None = like(ConvertOptions, "threads")
     timeout: float | None = opt(None, "Seconds that one step may take.", hidden=True)
-    in_process: bool = opt(False, "Run native code in this process.", "--in-process", hidden=True)
+    in_process: bool = like(ConvertOptions, "in_process")
 
 
 def _steps(text: str) -> tuple[int, int]:
@@ -321,8 +311,7 @@ def quantize(options: QuantizeOptions) -> QuantizeResult:
             call("npukit.artifacts.restamp:restamp", temp, stamp)
             size = temp.stat().st_size
             if not good:
-                with files.atomic_write(place) as other:
-                    os.replace(temp, other)
+                move(temp, place)
     if options.report is not None:
         from npukit.analysis import report
 
@@ -341,7 +330,7 @@ def _search(call: Callable[..., Any], options: QuantizeOptions, samples: list[di
         raise UsageError("a search needs calibration data", where="--accuracy-target", hint="give --calibration")
     judge, least = metric(wanted[0]), wanted[1]
     references = call(f"{_JOB}:references", samples)
-    units: list[Unit] = call(f"{_JOB}:units", options, samples)
+    units: list[Unit] = call(f"{_JOB}:units", options)
     ladders = {unit.name: unit.ladder for unit in units}
     tried = 0
 
@@ -350,7 +339,7 @@ def _search(call: Callable[..., Any], options: QuantizeOptions, samples: list[di
         tried += 1
         log.report(f"searching, plan {tried}", 0.7)
         chosen = {name: ladders[name][level] for name, level in levels.items()}
-        results, traffic, size = call(f"{_JOB}:attempt", options, chosen, samples)
+        results, traffic, size = call(f"{_JOB}:attempt", options, chosen)
         return Point(chosen, float(judge(results, references)), traffic, size)
 
     return search(units, evaluate, least, options.search_budget)

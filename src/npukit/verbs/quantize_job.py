@@ -8,6 +8,7 @@ import contextlib
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +25,6 @@ from npukit.errors import NpukitError, UsageError, nearest
 from npukit.frontends import pytorch
 from npukit.frontends.onnx import LoadOptions
 from npukit.frontends.onnx.read_model import read_model
-from npukit.qnn.api import libraries
 from npukit.qnn.graph import Array, Graph, Held, Model
 from npukit.quantization import encodings_file
 from npukit.quantization.assign import FLOAT, Assigned, Legal, Plan, assign
@@ -48,12 +48,14 @@ from npukit.runtime.session import file_kind
 from npukit.targets import resolve
 from npukit.verbs import options as o
 from npukit.verbs.convert import (
+    SOURCE_DTYPES,
     ConvertOptions,
     contract_inputs,
     contract_outputs,
     cut_source,
     io_tensor,
     lower_source,
+    source_stamp,
     torch_source,
     validator,
 )
@@ -92,13 +94,13 @@ class _State:
         digest: SHA-256 of the source.
         matched: the encodings that were given, and the tensors they are for.
         own: what the source said of its own quantization.
-        groups: tensors that share an encoding.
         notes: of the front end.
         stack: the validation libraries.
         steps: what is still to be done to the float graph, each with statistics of the graph before it.
         statistics: those of the first of `steps`.
         calibration: what was observed, once `steps` are done.
         encodings: made once the calibration is done; keeps the weights it has quantized.
+        samples: those that a search judges its plans by.
     """
 
     graph: Graph
@@ -108,13 +110,19 @@ class _State:
     digest: Callable[[], str]
     matched: Matched
     own: Own
-    groups: Groups
     notes: tuple[str, ...]
     stack: contextlib.ExitStack
-    steps: list[Callable[[ChannelPass], object]] = field(default_factory=list)
+    steps: list[Callable[[ChannelPass], object]]
     statistics: ChannelPass | None = None
     calibration: Calibration | None = None
     encodings: Calibrated | None = None
+    samples: list[dict[str, Array]] = field(default_factory=list)
+
+    @cached_property
+    def groups(self) -> Groups:
+        """Tensors that share an encoding, once `steps` are done."""
+        assert not self.steps
+        return Groups(self.graph, self.matched.forced)
 
 
 _state: _State | None = None
@@ -137,20 +145,16 @@ def prepare(options: QuantizeOptions) -> list[Port]:
     if options.float_fallback and options.encodings is None and not own.entries:
         raise UsageError("--float-fallback leaves all in float without --encodings", hint="give --encodings FILE")
     matched = _matched(options, graph, stamp.names, source)
-    groups = Groups(graph, matched.forced)
     if own.entries:
-        matched = _with_own(matched, own, graph, stamp.names, groups)
-        groups = Groups(graph, matched.forced)
+        matched = _with_own(matched, own, graph, stamp.names)
     # Encodings that were given, or that are to be saved, are for values as the source has them.
     scaled = not matched.forced and not options.float_fallback and options.save_encodings is None
     if scaled:
         graph = copied(graph)
-        groups = Groups(graph)
-    _state = _State(graph, legal, stamp, contract, digest, matched, own, groups, notes, stack)
-    if scaled:
-        _state.steps = list(_scaling(options, graph))
+    steps = list(_scaling(options, graph)) if scaled else []
+    _state = _State(graph, legal, stamp, contract, digest, matched, own, notes, stack, steps)
     return [
-        Port(held.source, held.shape, _NUMPY.get(held.dtype, held.dtype))
+        Port(held.source, held.shape, SOURCE_DTYPES.get(held.dtype, held.dtype))
         for tensor in graph.inputs
         if (held := tensor.held) is not None
     ]
@@ -177,7 +181,6 @@ def next_step(options: QuantizeOptions) -> bool:
         state.statistics = ChannelPass(state.graph, list(wanted.values()), options.threads)
         return True
     log.report("preparing the calibration", 0.08)
-    state.groups = Groups(state.graph, state.matched.forced)
     weighted = [op.inputs[0] for op in state.graph.ops if weight_axis(op) is not None]
     channels = {id(tensor): tensor for tensor in weighted if tensor is not None and tensor.dtype.is_float}
     rounded = options.rounding == "gptq" or (options.rounding == "auto" and int(options.weights) == 4)
@@ -201,9 +204,6 @@ def _calibration() -> Calibration:
     calibration = _current().calibration
     assert calibration is not None
     return calibration
-
-
-_NUMPY = {"float": "float32", "double": "float64"}
 
 
 def _source(options: QuantizeOptions) -> ConvertOptions:
@@ -238,17 +238,7 @@ def _from_source(options: QuantizeOptions, legal: Legal) -> Any:
     normalized, lowered, notes = lower_source(reading, targets, legal.validators(), integers=True, loaded=loaded)
     if options.ignore_encodings and normalized.encodings:
         notes.append(f"{len(normalized.encodings)} encodings of the source are ignored")
-    library = libraries.find("ir")
-    stamp = Stamp(
-        npukit_version=npukit.__version__,
-        qairt_build=library.build_id,
-        core_api_version=".".join(map(str, library.core_version)),
-        needs_qairt=".".join(library.build_id.lstrip("v").split(".")[:2]),
-        source_name=options.model.name,
-        targets=tuple(target.name for target in targets),
-        options=o.echo(options),
-        names={source: name for source, name in lowered.names.items() if source != name},
-    )
+    stamp = source_stamp(options.model, targets, lowered, o.echo(options))
 
     def contract(graph: Graph) -> tuple[tuple[IoTensor, ...], tuple[IoTensor, ...]]:
         made = replace(lowered, graph=graph)
@@ -298,9 +288,10 @@ def _matched(options: QuantizeOptions, graph: Graph, names: dict[str, str], sour
     return matched
 
 
-def _with_own(matched: Matched, own: Own, graph: Graph, names: dict[str, str], groups: Groups) -> Matched:
+def _with_own(matched: Matched, own: Own, graph: Graph, names: dict[str, str]) -> Matched:
     """With the encodings that the source has itself, but for tensors whose encoding was given; none is an error."""
     found = match(own.entries, graph, names, own.source)
+    groups = Groups(graph, matched.forced)
     given = {groups.key(tensor) for tensor in matched.forced if tensor.data is None}
     forced = {
         tensor: entry
@@ -342,7 +333,6 @@ def _key(data: str) -> str:
 
 
 def _scheme(options: QuantizeOptions) -> Scheme:
-
     return Scheme(
         activation_method=options.activation_method,
         weight_method=options.weight_method,
@@ -419,29 +409,27 @@ def _held(options: QuantizeOptions, graph: Graph) -> Graph:
 
 
 def references(samples: list[dict[str, Array]]) -> list[dict[str, Array]]:
-    """The float graph's outputs, by source name, for samples."""
+    """The float graph's outputs, by source name, for the samples that `units` and `attempt` go by."""
     graph = _current().graph
+    _current().samples = samples
     simulation = Simulation(graph, "float")
     return [real_outputs(graph, simulation.run(native_feeds(graph, sample, "float"))) for sample in samples]
 
 
-def attempt(
-    options: QuantizeOptions, levels: Mapping[str, int], samples: list[dict[str, Array]]
-) -> tuple[list[dict[str, Array]], int, int]:
+def attempt(options: QuantizeOptions, levels: Mapping[str, int]) -> tuple[list[dict[str, Array]], int, int]:
     """Outputs of the quantized graph in simulation, estimated traffic and size of the constants in bytes."""
     graph = _assigned(options, levels).graph
     simulation = Simulation(graph, "qdq", threads=options.threads)
-    results = [real_outputs(graph, simulation.run(native_feeds(graph, sample, "qdq"))) for sample in samples]
+    results = [real_outputs(graph, simulation.run(native_feeds(graph, sample, "qdq"))) for sample in _current().samples]
     held = _held(options, graph)
     return results, cost.traffic(held), held.static_bytes()
 
 
-def units(options: QuantizeOptions, samples: list[dict[str, Array]]) -> list[Unit]:
-    """What a search may promote, with the noise that each adds, measured on `samples` in one pass."""
+def units(options: QuantizeOptions) -> list[Unit]:
+    """What a search may promote, with the noise that each adds, measured in one pass."""
     state = _current()
-    return find_units(
-        state.graph, state.groups, _encodings(options), _assigned(options, {}), _plan(options, {}), samples
-    )
+    plan, assigned = _plan(options, {}), _assigned(options, {})
+    return find_units(state.graph, state.groups, _encodings(options), assigned, plan, state.samples)
 
 
 # -- the artifact
@@ -470,12 +458,9 @@ def write(options: QuantizeOptions, path: Path, warnings: list[str], levels: Map
     if options.save_encodings is not None:
         version = "2.0.0" if options.save_encodings.suffix != ".json" else "qnn"
         encodings_file.write(options.save_encodings, entries_of(path).entries, version)
-    ops: dict[str, int] = {}
-    for op in graph.ops:
-        ops[op.type] = ops.get(op.type, 0) + 1
     return Quantized(
         stamp,
-        dict(sorted(ops.items(), key=lambda item: (-item[1], item[0]))),
+        cost.op_counts(op.type for op in graph.ops),
         _counts(assigned),
         tuple(_refused(state.graph, assigned)),
         weight_bytes=graph.static_bytes(),
