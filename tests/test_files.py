@@ -12,6 +12,7 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -89,6 +90,14 @@ def test_errors_of_other_files_name_those(tmp_path: Path) -> None:
         (tmp_path / "gone.txt").read_bytes()
     with pytest.raises(NpukitError, match="missing/out: cannot write the file: no such"):
         files.atomic_write_bytes(tmp_path / "missing" / "out", b"")
+
+
+def test_no_temporary_folder_is_one_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried = "No usable temporary directory found in ['/tmp']"  # as tempfile says it
+    monkeypatch.setattr(files.tempfile, "gettempdir", Mock(side_effect=FileNotFoundError(errno.ENOENT, tried)))
+    with pytest.raises(NpukitError, match=r"'/tmp'\]: there is no folder for temporary files\n +hint: free some space"):
+        files.temporary_folder()
+    assert tried in str(files.os_error(FileNotFoundError(errno.ENOENT, tried), "a", "read"))
 
 
 def test_a_link_is_written_through(tmp_path: Path) -> None:

@@ -55,7 +55,9 @@ _OS_ERRORS = {
 
 def os_error(error: OSError, path: Path | str, action: str) -> NpukitError:
     """The `NpukitError` for an operating-system error met while trying to `action` ("read", "write") `path`."""
-    what, hint = _OS_ERRORS.get(error.errno or 0, (error.strerror or str(error), ""))
+    said = error.strerror or str(error)
+    known = error.errno and said == os.strerror(error.errno)  # else somebody else's words, which say more
+    what, hint = _OS_ERRORS.get(error.errno or 0, (said, "")) if known else (said, "")
     return NpukitError(f"cannot {action} the file: {what}", where=str(path), hint=hint)
 
 
@@ -150,9 +152,16 @@ def temporary_folder() -> str:
     """A new folder of this process for temporary files; those of processes that were killed are removed.
 
     The caller removes it.
+
+    Raises:
+        NpukitError: no folder for temporary files can be written.
     """
     prefix = _temp_prefix("npukit")[1:]
-    base = Path(tempfile.gettempdir())
+    try:
+        base = Path(tempfile.gettempdir())
+    except FileNotFoundError as error:  # no path failed: Python has tried a list of them
+        hint = "free some space, or set TMPDIR to a folder that can be written"
+        raise NpukitError("there is no folder for temporary files", where=str(error.strerror), hint=hint) from error
     with contextlib.suppress(OSError):
         for path in _stale(base, prefix):
             shutil.rmtree(path, ignore_errors=True)

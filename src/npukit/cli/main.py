@@ -8,6 +8,7 @@ failed or died; 4 a fault in npukit itself; 130 Ctrl-C.
 
 from __future__ import annotations
 
+import errno
 import importlib
 import json
 import logging
@@ -172,6 +173,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except MemoryError:
         return _report(NpukitError("out of memory", hint="a smaller model or batch, or a machine with more"), as_json)
     except OSError as error:
+        if error.errno == errno.ENOENT and error.filename is None:  # nobody can act on that: find where it came from
+            return _fault(error, args, as_json)
         return _report(os_error(error, str(error.filename or ""), "use"), as_json)
     except Exception as error:  # a fault of ours
         if isinstance(error.__context__, KeyboardInterrupt):  # an import that made something else of it
