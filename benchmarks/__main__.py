@@ -34,7 +34,7 @@ What is fixed (npukit less bare, smallest model), the ratio of each further byte
 within {GOAL_RATIO} times the bare program. The fixed part is two Python processes with numpy, onnx and onnx_ir, and the
 libraries of QNN CPU and HTP, which check every op: it could only be left out with the checks. What grows with the size
 is the source's SHA-256 for the stamp, which runs beside the writing where a core is free, and for `conv` the permuting
-of each weight into memory that the next one uses again."""
+of each weight, which runs beside the library's copying of the last."""
 PEER_PACKAGES = ("onnxruntime==1.24.4", "onnxruntime-qnn==2.3.0")
 
 

@@ -103,6 +103,27 @@ def test_convolution_with_strided_weights(backend):
     np.testing.assert_allclose(y, _convolution(x, w) + b, atol=TOLERANCE[backend.role], rtol=2e-3)
 
 
+def test_many_large_strided_weights(backend):
+    """Weights that are made dense ahead, in buffers that take turns; one stands twice, one comes last but one dense."""
+    rng = np.random.default_rng(4)
+    made = [rng.standard_normal((300, 300)).astype(np.float32) / 17 for _ in range(5)]
+    weights = [_static(f"w{i}", F32, w if i == 3 else w.T.copy().T) for i, w in enumerate(made)]
+    order = [0, 1, 0, 2, 3, 4]
+    first = Tensor("x", F32, (2, 300), TensorKind.APP_WRITE)
+    ops, last = [], first
+    for i, number in enumerate(order):
+        kind = TensorKind.APP_READ if i == len(order) - 1 else TensorKind.NATIVE
+        result = Tensor(f"y{i}", F32, (2, 300), kind)
+        ops.append(Op(f"op{i}", "FullyConnected", [last, weights[number]], [result]))
+        last = result
+    x = rng.standard_normal((2, 300)).astype(np.float32)
+    found = _run(backend, Graph("many", [first], [last], ops), x)
+    expected = x.astype(np.float64)
+    for number in order:
+        expected = expected @ made[number].T
+    np.testing.assert_allclose(found, expected, atol=TOLERANCE[backend.role] * np.abs(expected).max())
+
+
 def test_fully_connected(backend):
     rng = np.random.default_rng(3)
     x, w = rng.standard_normal((2, 16), np.float32), rng.standard_normal((8, 16), np.float32)

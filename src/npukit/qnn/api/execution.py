@@ -5,10 +5,14 @@
 from __future__ import annotations
 
 import weakref
+from collections import deque
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from ctypes import POINTER, byref, c_uint32, c_uint64, c_void_p
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
 
 from npukit import worker
 from npukit.errors import Fault, GraphError, InputError, NativeError, UsageError
@@ -53,6 +57,59 @@ def _free_context(backend: Backend, handle: c_void_p) -> None:
         handle.value = None
 
 
+_WORTH_A_THREAD: Final = 1 << 18  # bytes; smaller constants are copied faster than a thread is told to
+
+
+class _Ahead:
+    """Dense copies of a graph's strided constants: the next is made in a thread while the library copies the last.
+
+    Two buffers take turns: fresh memory for each would cost its page faults.
+    """
+
+    def __init__(self, graph: Graph) -> None:
+        used = {id(t): t for op in graph.ops for t in op.inputs if t is not None and t.kind is TensorKind.STATIC}
+        self._waiting = deque((t, t.data) for t in used.values() if t.data is not None and _worth_it(t.data))
+        largest = max((data.nbytes for _, data in self._waiting), default=0)
+        self._buffers = deque(np.empty(largest, np.uint8) for _ in range(2))
+        self._next: Future[Array] | None = None
+        self._pool = ThreadPoolExecutor(1) if self._waiting else None
+        self._begin()
+
+    def __enter__(self) -> _Ahead:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+
+    def _begin(self) -> None:
+        if self._pool is not None and self._waiting:
+            self._buffers.rotate()
+            self._next = self._pool.submit(_copy_into, self._buffers[0], self._waiting[0][1])
+
+    def dense(self, tensor: Tensor) -> Tensor:
+        """`tensor`, with dense data where that was worth a thread, good until the next call.
+
+        Tensors come in the order of their first use.
+        """
+        if self._next is None or not self._waiting or self._waiting[0][0] is not tensor:
+            return tensor
+        values = self._next.result()
+        self._waiting.popleft()
+        self._begin()
+        return replace(tensor, data=values)
+
+
+def _copy_into(buffer: Array, data: Array) -> Array:
+    dense = buffer[: data.nbytes].view(data.dtype).reshape(data.shape)
+    np.copyto(dense, data)
+    return dense
+
+
+def _worth_it(data: Array) -> bool:
+    return data.nbytes >= _WORTH_A_THREAD and not data.flags.c_contiguous
+
+
 class _Composer:
     """One walk over a graph that creates tensors and adds ops."""
 
@@ -67,10 +124,11 @@ class _Composer:
 
     def run(self) -> None:
         worker.note(f"compose graph {self._graph.name}, {len(self._graph.ops)} ops")
-        for tensor in self._graph.inputs:
-            self.tensor(tensor)
-        for op in self._graph.ops:
-            self._op(meant(self._backend.role, op))
+        with _Ahead(self._graph) as self._ahead:
+            for tensor in self._graph.inputs:
+                self.tensor(tensor)
+            for op in self._graph.ops:
+                self._op(meant(self._backend.role, op))
 
     def tensor(self, tensor: Tensor) -> d.Tensor:
         """The C tensor, created in the graph at the first meeting."""
@@ -87,10 +145,10 @@ class _Composer:
         if tensor.kind is TensorKind.STATIC and tensor.data is None:
             raise GraphError("a static tensor has no data", where=f"tensor {tensor.name}")
         # The library copies static data in the call. What we made for it (a dense copy of a strided array) goes at
-        # once, so that no more than one weight is held twice by us.
+        # once, so that no more than two weights are held twice by us.
         data: list[object] = []
         marshal.tensor_to_c(tensor, self._keep, data=False, into=out)
-        marshal.point_at_data(tensor, out, data)
+        marshal.point_at_data(self._ahead.dense(tensor), out, data)
         self._native_create(out, f"tensor {tensor.name}")
         out.data, out.dataSize = None, 0
 
