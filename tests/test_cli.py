@@ -86,6 +86,18 @@ def test_every_verb_has_help_and_its_options_are_declared(capsys, name):
     assert text.endswith(".")
 
 
+def test_a_group_shows_its_verbs(capsys):
+    for args in (["policy"], ["policy", "--help"]):
+        code, out, _ = run(capsys, *args)
+        assert code == 0
+        for name, row in cli.POLICY.items():
+            assert f"{name} " in out
+            assert row[3] in " ".join(out.split())
+    assert run(capsys, "policy", "exprot")[2] == (
+        "npukit: error: there is no verb 'exprot'\n  hint: did you mean 'export'?\n"
+    )
+
+
 def test_version_names_its_libraries(capsys):
     code, out, _ = run(capsys, "--version")
     assert code == 0

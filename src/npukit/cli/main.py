@@ -34,7 +34,9 @@ from npukit.verbs.options import Result
 log = logging.getLogger(__name__)
 
 # Verb -> (module, options class, function, help). Modules are imported when their verb is used.
-VERBS: dict[str, tuple[str, str, str, str]] = {
+Table = dict[str, tuple[str, str, str, str]]  # verb -> module, options dataclass, function, help
+
+VERBS: Table = {
     "convert": ("npukit.verbs.convert", "ConvertOptions", "convert", "Convert a model to a DLC and verify it."),
     "quantize": ("npukit.verbs.quantize", "QuantizeOptions", "quantize", "Quantize a model with calibration data."),
     "lint": ("npukit.verbs.lint", "LintOptions", "lint", "Show what stands in the way of a conversion."),
@@ -55,6 +57,15 @@ VERBS: dict[str, tuple[str, str, str, str]] = {
     "targets": ("npukit.verbs.targets", "TargetsOptions", "targets", "List the chips that npukit knows."),
     "libs": ("npukit.verbs.libs", "LibsOptions", "libs", "List or add versions of Qualcomm's libraries."),
 }
+POLICY: Table = {
+    "export": ("npukit.policies.export_verb", "ExportOptions", "export", "Make a policy folder from a checkpoint."),
+    "run": ("npukit.policies.run_verb", "RunOptions", "run", "Run a policy on recorded observations."),
+    "eval": ("npukit.sim.eval_verb", "EvalOptions", "evaluate", "Evaluate a policy in closed loop."),
+    "serve": ("npukit.serving.serve_verb", "ServeOptions", "serve", "Serve a policy to robots over a web socket."),
+}
+GROUPS: dict[str, tuple[Table, str]] = {
+    "policy": (POLICY, "Robot policies: export, run, eval, serve."),
+}
 
 _ClickError: type[Exception] = typer.BadParameter.__mro__[2]  # click's base class, vendored by newer typers
 
@@ -69,15 +80,20 @@ class _Done(Exception):
 class LazyGroup(typer.core.TyperGroup):
     """A command group that imports a verb's module only when that verb is used."""
 
+    table: Table = VERBS
+    groups: dict[str, tuple[Table, str]] = GROUPS
+
     def list_commands(self, ctx: Any) -> list[str]:
         """All verbs, in the order of the table."""
-        return list(VERBS)
+        return [*self.table, *self.groups]
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        """The verb's command, built from its options dataclass; None when there is no such verb."""
-        if cmd_name not in VERBS:
+        """The verb's command, built from its options dataclass, or a group's; None when there is neither."""
+        if cmd_name in self.groups:
+            return _group(cmd_name, *self.groups[cmd_name])
+        if cmd_name not in self.table:
             return None
-        module_name, options_name, function_name, _ = VERBS[cmd_name]
+        module_name, options_name, function_name, _ = self.table[cmd_name]
         module = importlib.import_module(module_name)
         function = getattr(module, function_name)
 
@@ -88,16 +104,28 @@ class LazyGroup(typer.core.TyperGroup):
         command.name = cmd_name
         return command
 
+    def parse_args(self, ctx: Any, args: list[str]) -> Any:
+        """As click's; without a verb the help is shown."""
+        return super().parse_args(ctx, args or ["--help"])
+
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """As click's, with the nearest verb for an unknown one."""
-        if args and args[0] not in VERBS and not args[0].startswith("-"):
-            raise UsageError(f"there is no verb {args[0]!r}", hint=nearest(args[0], VERBS))
+        names = self.list_commands(ctx)
+        if args and args[0] not in names and not args[0].startswith("-"):
+            raise UsageError(f"there is no verb {args[0]!r}", hint=nearest(args[0], names))
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         """List the verbs from the table, so that the help imports none of them."""
         with formatter.section("Verbs"):
-            formatter.write_dl([(name, row[3]) for name, row in VERBS.items()])
+            rows = {name: row[3] for name, row in self.table.items()}
+            formatter.write_dl([*rows.items(), *((name, text) for name, (_, text) in self.groups.items())])
+
+
+def _group(name: str, table: Table, text: str) -> Any:
+    """The command of a group of verbs."""
+    kind = type("LazyGroup", (LazyGroup,), {"table": table, "groups": {}})
+    return kind(name=name, help=text, rich_markup_mode=None)
 
 
 app = typer.Typer(
@@ -111,16 +139,12 @@ app = typer.Typer(
 
 @app.callback(help="Take a trained network to an NPU and prove that it still works.")
 def _root(
-    ctx: typer.Context,
     version: bool = typer.Option(False, "--version", help="Show the versions of npukit and of Qualcomm's libraries."),
 ) -> None:
     if version:
         from npukit.verbs.doctor import version_line
 
         typer.echo(version_line())
-        raise typer.Exit(0)
-    if ctx.invoked_subcommand is None:
-        typer.echo(ctx.get_help())
         raise typer.Exit(0)
 
 
