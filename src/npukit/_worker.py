@@ -104,6 +104,8 @@ def main() -> None:
             _hello(channel, message)
         else:
             _serve(channel, frame)
+    # Python's own teardown of what was imported takes up to 0.1 s, and frees what the system frees at once.
+    os._exit(0)
 
 
 def _keys(encoded: Any) -> set[str]:

@@ -25,7 +25,7 @@ import sys
 import tempfile
 import threading
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from ctypes import POINTER, byref, c_uint32, c_uint64, c_void_p
 from dataclasses import dataclass
 from pathlib import Path
@@ -265,11 +265,11 @@ def _wheel_folder() -> Path | None:
     return Path(next(iter(spec.submodule_search_locations)))
 
 
-def installed(lib_dir: Path | None = None) -> list[Library]:
-    """Every library found, in search order, the refused ones with the reason. Loads nothing."""
+def installed(lib_dir: Path | None = None, *, roles: Iterable[str] = tuple(ROLES)) -> list[Library]:
+    """Every library found for `roles`, in search order, the refused ones with the reason. Loads nothing."""
     found: dict[Path, Library] = {}
     for source, folder in folders(lib_dir):
-        for role in ROLES:
+        for role in roles:
             path = folder / file_name(role)
             if path.is_file() and path not in found:
                 found[path] = _examine(path, role, source)
@@ -312,7 +312,7 @@ def find(role: str, lib_dir: Path | None = None) -> Library:
     Raises MissingDependency, naming what was found and refused, where there is none; UsageError for an unknown role.
     """
     name = file_name(role)
-    candidates = [library for library in installed(lib_dir) if library.role == role]
+    candidates = installed(lib_dir, roles=(role,))
     for library in candidates:
         if library.refused:
             _warn_once(library)
