@@ -8,7 +8,9 @@ import contextlib
 import os
 import re
 import shutil
+import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -347,7 +349,8 @@ def _convert(options: ConvertOptions, path: Path | None) -> Converted:
         inputs=contract_inputs(lowered, [value.name or "" for value in normalized.model.graph.inputs]),
         outputs=contract_outputs(lowered, normalized.model),
     )
-    with ThreadPoolExecutor(1) as pool:  # a gigabyte takes a second to hash: done while the library writes
+    # A gigabyte takes a second to hash: done while the library writes, where a core is free.
+    with ThreadPoolExecutor(1, initializer=_give_way) as pool:
         digest = pool.submit(lambda: normalized.source_sha256)
         if path is not None:
             log.report("writing", 0.6)
@@ -366,6 +369,13 @@ def _convert(options: ConvertOptions, path: Path | None) -> Converted:
         unused=tuple(held.source for held in lowered.unused),
         precision=precision,
     )
+
+
+def _give_way() -> None:
+    """On Linux a thread has a priority of its own; other systems schedule as they like."""
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
 
 
 def source_stamp(source: Path, targets: Sequence[Target], lowered: Lowered, options: dict[str, Any]) -> Stamp:
