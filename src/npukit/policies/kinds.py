@@ -146,6 +146,9 @@ class Runtime(Protocol):
     seconds: dict[str, float]
     """Seconds of the last chunk by component name (all of its runs)."""
 
+    def reset(self) -> None:
+        """Forget what the last episode left."""
+
     def prefix(self, inputs: ModelInputs) -> None:
         """What is done once an observation; the results stay in the runtime's buffers."""
 
@@ -156,6 +159,9 @@ class Runtime(Protocol):
             noise: float32 [chunk_size, widest action]; None: drawn from `rng` (a kind without noise ignores both).
             rng: the policy's generator.
         """
+
+    def blend(self, chunk: Array) -> Array:
+        """What to do by this newest chunk and those before it since `reset`; `chunk` itself where that is nothing."""
 
     def noise_shape(self) -> tuple[int, int] | None:
         """Shape of the noise; None where the kind takes none."""

@@ -416,6 +416,32 @@ class Binding:
             else:
                 session._call("run_shared", self._slot)
 
+    def write(self, name: str, array: Array) -> None:
+        """Put a source model's array into the buffer of the input `name`, converted as `Session.run` would.
+
+        An input on which nothing depends is accepted, and not passed on.
+
+        Raises:
+            InputError: there is no such input, or the array has another shape or dtype, or values out of range.
+        """
+        if name not in self.inputs:
+            ignored = [port for port in self._session._description.ignored if port.name == name]
+            if not ignored:
+                raise InputError("no such input", where=name, hint=nearest(name, self.inputs))
+            return
+        port = next(port for port in self._session._in if port.name == name)
+        to_native([port], gather([port], {name: array}), [self.inputs[name]])
+
+    def read(self, name: str) -> Array:
+        """The output `name` of the last run as the source model has it, a fresh array."""
+        constants = self._session._description.constants
+        if name in constants:
+            return constants[name].copy()
+        port = next((port for port in self._session._out if port.name == name), None)
+        if port is None:
+            raise InputError("no such output", where=name, hint=nearest(name, self.outputs))
+        return from_native(port, self.outputs[name])
+
 
 def _buffers(ports: Sequence[Port], given: Mapping[str, Array], faults: list[Fault], side: str) -> list[Array]:
     names = {port.name for port in ports} | {port.tensor for port in ports}
