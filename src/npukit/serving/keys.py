@@ -10,6 +10,8 @@ camera under another name would else go unseen.
 
 from __future__ import annotations
 
+import functools
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -118,10 +120,11 @@ class KeyMap:
         return cls(manifest, table, ignored)
 
     def observation(self, message: Any) -> dict[str, Any]:
-        """The observation that a message holds: features by the policy's names, and `task` where the policy takes it.
+        """The observation that a message holds, for `predict_chunk`: `task`, where the policy takes it, and features.
 
-        Images are uint8 [H, W, 3] or float32 [3, H, W] (turned where the client has the other order), states float32
-        [D]. How the policy makes its inputs of them is its own.
+        They are named as before the policy's own renaming, which it does itself. Images are uint8 [H, W, 3] or float32
+        [3, H, W] (turned where the client has the other order), states float32 [D]. How the policy makes its inputs of
+        them is its own.
 
         Raises:
             InputError: a key that nothing takes, a required feature that is missing, a value of a wrong type, shape or
@@ -144,7 +147,7 @@ class KeyMap:
                     faults.append(Fault("this part of the observation is missing", name, self._wanted(name)))
                 continue
             try:
-                found[name] = _value(name, feature, keys, [values[key] for key in keys])
+                found[self.names[name]] = _value(name, feature, keys, [values[key] for key in keys])
             except InputError as error:
                 faults.append(Fault(error.what, error.where, error.hint))
         if self.manifest.tokenizer is not None:
@@ -152,6 +155,26 @@ class KeyMap:
         if faults:
             raise InputError("the observation is not one of this policy", faults=faults)
         return found
+
+    @functools.cached_property
+    def names(self) -> dict[str, str]:
+        """Each input's name before the policy's first steps rename it."""
+        found = {name: name for name in self.manifest.inputs}
+        for step in reversed(
+            list(itertools.takewhile(lambda step: step["step"] == "rename", self.manifest.preprocessing))
+        ):
+            old = {new: before for before, new in step["map"].items()}
+            found = {name: old.get(current, current) for name, current in found.items()}
+        return found
+
+    def _direct(self, name: str) -> tuple[str, ...]:
+        """The keys under which a feature may come as itself: its name before renaming, after it, with slashes."""
+        if name == TASK:
+            return _TASKS
+        first = self.names[name]
+        taken = name in self.names.values()  # another input has that name before the renaming
+        names = (first,) if taken else (first, name)
+        return (*names, *(each.replace(".", "/") for each in names))
 
     def _task(
         self, sources: Mapping[str, Sequence[str]], values: Mapping[str, Any], found: dict[str, Any]
@@ -172,12 +195,11 @@ class KeyMap:
         found: dict[str, tuple[str, ...]] = {}
         wanted = [*self.manifest.inputs, *([TASK] if self.manifest.tokenizer is not None else [])]
         for name in wanted:
-            if name in self.table:
-                if all(key in values for key in self.table[name]):
-                    found[name] = self.table[name]
+            keys = self.table.get(name, ())
+            if keys and all(key in values for key in keys):
+                found[name] = keys
                 continue
-            candidates = (name, name.replace(".", "/"), *(_TASKS if name == TASK else ()))
-            key = next((key for key in candidates if key in values), None)
+            key = next((key for key in self._direct(name) if key in values), None)
             if key is not None:
                 found[name] = (key,)
         family = self._family(values, found)
@@ -205,12 +227,12 @@ class KeyMap:
     def _wanted(self, name: str) -> str:
         if name in self.table:
             return f"the file of keys takes it from {', '.join(self.table[name])}"
-        return f"send it as {name!r}, or say with --keys FILE under which key it comes"
+        return f"send it as {self.names.get(name, name)!r}, or say with --keys FILE under which key it comes"
 
     def _place(self, key: str, values: Mapping[str, Any]) -> str:
         if any(key in (*family.images, *family.state) for family in FAMILIES):
             return "the policy has fewer cameras or no state; `ignore` in --keys FILE leaves a key aside"
-        return nearest(key, (*self.manifest.inputs, TASK))
+        return nearest(key, (*self.names.values(), TASK))
 
 
 _EXAMPLE = 'as in {"observation.images.top": "cam_0", "observation.state": ["joints", "gripper"], "ignore": ["time"]}'
@@ -287,10 +309,12 @@ def _image(array: Array, where: str) -> Array:
     raise InputError(f"has the dtype {array.dtype}; an image is uint8, or float32 from 0 to 1", where=where)
 
 
-def example(manifest: Manifest) -> dict[str, Any]:
-    """An observation of grey images and zeros that fits the policy."""
+def example(keys: KeyMap) -> dict[str, Any]:
+    """An observation of grey images and zeros that fits the policy, as a client that knows its names may send it."""
     found: dict[str, Any] = {}
-    for name, feature in manifest.inputs.items():
+    manifest = keys.manifest
+    for feature_name, feature in manifest.inputs.items():
+        name = keys.names[feature_name]
         if feature.kind == "VISUAL":
             _, height, width = feature.shape
             found[name] = np.full((height, width, 3), 128, np.uint8)

@@ -225,7 +225,8 @@ class PolicyServer:
             NpukitError: the policy does not work.
         """
         started = time.perf_counter()
-        self._thread.submit(lambda: self._predict(example(self.policy.manifest))).result()
+        observation = self.keys.observation(example(self.keys))
+        self._thread.submit(lambda: self._predict(observation)).result()
         self.policy.reset()
         return time.perf_counter() - started
 
@@ -535,13 +536,14 @@ def is_local(listener: socket.socket) -> bool:
 
 
 @contextlib.contextmanager
-def background(server: PolicyServer, host: str = "127.0.0.1", port: int = 0) -> Iterator[str]:
+def background(server: PolicyServer, listener: socket.socket | None = None) -> Iterator[str]:
     """Serve in a thread of this process for as long as the block lasts; gives `HOST:PORT`.
 
-    Raises:
-        UsageError: the address cannot be had.
+    Args:
+        server: not yet running; call its `warm_up` before.
+        listener: a bound socket; None: one of this machine's own.
     """
-    listener = bind(host, port)
+    listener = listener or bind("127.0.0.1", 0)
     listening = threading.Event()
     fault: list[BaseException] = []
 
