@@ -433,7 +433,7 @@ class Preprocessor:
 
         def apply(state: State) -> None:
             missing = [name for name in names if name not in state]
-            if len(missing) > most or len(missing) == len(self.images):
+            if len(missing) > most or not any(name in state for name in (*self.images, *names)):
                 raise InputError(f"{len(missing)} cameras have no image, at most {most} may be missing",
                                  where=", ".join(missing))  # fmt: skip
             for name in names:
