@@ -15,7 +15,7 @@ BINDING_TESTS := tests/test_qnn_api_native.py tests/test_capture.py tests/test_a
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup demo check lint unit test test-all conformance networks bench bench-sentences bench-quantization soak fuzz sbom wheel docs-api clean
+.PHONY: help setup demo check lint unit test test-all conformance networks env-openpi bench bench-serving bench-sentences bench-quantization soak fuzz sbom wheel docs-api clean
 .DELETE_ON_ERROR:
 
 help:
@@ -29,6 +29,8 @@ help:
 	@echo "make bench        cost against bare C calls and ONNX Runtime's QNN provider"
 	@echo "make bench-quantization  the quantizer against ONNX Runtime's and AIMET's (under 3 hours)"
 	@echo "make bench-sentences  quantizations of a trained sentence encoder; writes docs/results/sentence-encoder.md"
+	@echo "make bench-serving  the policy server under load: latency, throughput, what it adds to the inference"
+	@echo "make env-openpi   the environment of openpi's client, which the server is tested with"
 	@echo "make soak         10,000 runs, 1,000 sessions, 4 threads: nothing grows, nothing is mixed up"
 	@echo "make fuzz         mutated model files against every loader"
 	@echo "make docs-api     writes docs/api.md from the docstrings"
@@ -78,6 +80,11 @@ $(PEER):
 	$(PYTHON) -m venv .venv-peer
 	$@ -m pip install --quiet onnxruntime==1.24.4 onnxruntime-qnn==2.3.0
 
+# openpi's published client, with which tests/test_serving_openpi.py talks to the server.
+env-openpi:
+	$(PYTHON) -m venv .venv-openpi
+	.venv-openpi/bin/python -m pip install --quiet --require-hashes --no-deps -r constraints-openpi.txt
+
 networks: $(READY)
 	$(BIN)/python -m networks --markdown docs/results/networks.md
 
@@ -90,6 +97,9 @@ bench-quantization: $(READY)
 	@mkdir -p results
 	$(BIN)/python -m benchmarks.quantization_peers --json results/quantization-peers.json \
 		--markdown docs/results/quantization-peers.md
+
+bench-serving: $(READY)
+	$(BIN)/python -m benchmarks.serving
 
 bench-sentences: $(READY)
 	$(BIN)/python -m benchmarks.sentences --folder results/sentences --markdown docs/results/sentence-encoder.md
@@ -110,5 +120,5 @@ wheel: $(READY)
 	$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation -w dist .
 
 clean:
-	rm -rf .venv .venv-peer .venv-peer-ort .venv-aimet build dist results .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf .venv .venv-peer .venv-peer-ort .venv-aimet .venv-openpi build dist results .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
