@@ -271,8 +271,9 @@ def _value(name: str, feature: Feature, keys: Sequence[str], values: Sequence[An
         if array.dtype.kind == "f" and not np.isfinite(array).all():
             raise InputError("has NaN or infinite values", where=where)
     if feature.kind == "VISUAL":
-        return _image(arrays[0], where)
-    joined = np.concatenate([array.reshape(-1) for array in arrays]).astype(np.float32)
+        return _image(arrays[0], feature.shape[0], where)
+    with np.errstate(over="ignore"):
+        joined = np.concatenate([array.reshape(-1) for array in arrays]).astype(np.float32)
     if len(arrays) == 1 and arrays[0].shape != tuple(feature.shape):
         raise InputError(f"has the shape {list(arrays[0].shape)}; it must be {list(feature.shape)}", where=where)
     if joined.size != int(np.prod(feature.shape)):
@@ -293,15 +294,15 @@ def _numbers(value: Any, where: str) -> Array:
     raise InputError(f"is of type {type(value).__name__}; it must be a numpy array", where=where)
 
 
-def _image(array: Array, where: str) -> Array:
-    """uint8 [H, W, 3] or float32 [3, H, W]."""
+def _image(array: Array, channels: int, where: str) -> Array:
+    """uint8 [H, W, C] or float32 [C, H, W]."""
     shape = array.shape
-    if len(shape) != 3 or 3 not in (shape[0], shape[2]):
-        raise InputError(f"has the shape {list(shape)}; an image has [height, width, 3]", where=where)
-    first = shape[0] == 3 and shape[2] != 3
-    sides = shape[1:] if first else shape[:2]
-    if not all(1 <= side <= _LARGEST_IMAGE for side in sides):
-        raise InputError(f"is an image of {sides[0]} x {sides[1]}; 1 to {_LARGEST_IMAGE} can be read", where=where)
+    if len(shape) != 3 or channels not in (shape[0], shape[2]):
+        raise InputError(f"has the shape {list(shape)}; an image has [height, width, {channels}]", where=where)
+    first = shape[0] == channels and shape[2] != channels
+    height, width = shape[1:] if first else shape[:2]
+    if not (1 <= height <= _LARGEST_IMAGE and 1 <= width <= _LARGEST_IMAGE):
+        raise InputError(f"is an image of {height} x {width}; 1 to {_LARGEST_IMAGE} can be read", where=where)
     if array.dtype == np.uint8:
         return np.ascontiguousarray(array.transpose(1, 2, 0)) if first else array
     if array.dtype.kind == "f":
@@ -316,8 +317,8 @@ def example(keys: KeyMap) -> dict[str, Any]:
     for feature_name, feature in manifest.inputs.items():
         name = keys.names[feature_name]
         if feature.kind == "VISUAL":
-            _, height, width = feature.shape
-            found[name] = np.full((height, width, 3), 128, np.uint8)
+            channels, height, width = feature.shape
+            found[name] = np.full((height, width, channels), 128, np.uint8)
         else:
             found[name] = np.zeros(feature.shape, np.float32)
     if manifest.tokenizer is not None:

@@ -175,7 +175,10 @@ def _scalar(fields: dict[Any, Any]) -> np.generic:
         raise MessageError(f"a number of dtype {dtype} has data of type {type(data).__name__}")
     if dtype.kind in "iu" and not np.iinfo(dtype).min <= data <= np.iinfo(dtype).max:
         raise MessageError(f"the number {data} is outside of {dtype}")
-    value: np.generic = dtype.type(data)
+    with np.errstate(over="ignore"):
+        value: np.generic = dtype.type(data)
+    if dtype.kind == "f" and math.isfinite(data) and not np.isfinite(value):
+        raise MessageError(f"the number {data} is outside of {dtype}")
     return value
 
 
