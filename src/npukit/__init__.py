@@ -20,6 +20,7 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 if TYPE_CHECKING:
     from npukit import errors
     from npukit.errors import NpukitError
+    from npukit.policies.policy import Policy
     from npukit.runtime.session import Session
     from npukit.verbs.bench import bench
     from npukit.verbs.compile import compile
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 # Public name -> module that defines it. The verb `targets` is not here: `npukit.targets` is the table of chips.
 _HOMES = {
     "NpukitError": "npukit.errors",
+    "Policy": "npukit.policies.policy",
     "Session": "npukit.runtime.session",
     "bench": "npukit.verbs.bench",
     "compile": "npukit.verbs.compile",
@@ -56,6 +58,7 @@ _HOMES = {
 
 __all__ = [
     "NpukitError",
+    "Policy",
     "Session",
     "__version__",
     "bench",

@@ -168,6 +168,25 @@ def temporary_folder() -> str:
     return tempfile.mkdtemp(prefix=f"{prefix}{os.getpid()}-")
 
 
+def temporary_folder_beside(path: Path) -> Path:
+    """A new folder of this process beside `path`, to be renamed to it when it is whole, or removed by the caller.
+
+    What processes that were killed left there for the same `path` is removed.
+
+    Raises:
+        OSError: the folder that `path` is in cannot be written.
+    """
+    parent = path.resolve().parent
+    prefix = _temp_prefix(path.name)
+    for stale in _stale(parent, prefix):
+        log.info("removing %s, left by a process that was killed", stale.name)
+        if stale.is_dir() and not stale.is_symlink():
+            shutil.rmtree(stale, ignore_errors=True)
+    folder = parent / f"{prefix}{os.getpid()}-{secrets.token_hex(4)}{_TEMP_SUFFIX}"
+    folder.mkdir()
+    return folder
+
+
 def _alive(pid: int) -> bool:
     try:
         os.kill(pid, 0)

@@ -211,14 +211,18 @@ class Manifest:
 _AGAIN = "copy or export it again"
 
 
-def hashes(folder: Path | str) -> dict[str, dict[str, Any]]:
-    """SHA-256 and size of every file below `folder` but the manifest, by relative path."""
+def hashes(folder: Path | str, *, large: bool = True) -> dict[str, dict[str, Any]]:
+    """SHA-256 and size of every file below `folder` but the manifest, by relative path.
+
+    Without `large`, files above 32 MiB have an empty hash: for a package in the making.
+    """
     base = Path(folder)
     found = {}
     for path in sorted(base.rglob("*")):
         name = path.relative_to(base).as_posix()
         if path.is_file() and name != MANIFEST:
-            found[name] = {"sha256": files.sha256_file(path), "bytes": path.stat().st_size}
+            size = path.stat().st_size
+            found[name] = {"sha256": files.sha256_file(path) if large or size <= _SMALL else "", "bytes": size}
     return found
 
 

@@ -32,3 +32,22 @@ def difference(reference: npt.NDArray[Any], got: npt.NDArray[Any]) -> dict[str, 
         "share": worst / scale,
         "sqnr_db": None if equal or not signal else round(10 * float(np.log10(signal / noise)), 2),
     }
+
+
+def action_error(reference: npt.NDArray[Any], got: npt.NDArray[Any]) -> dict[str, Any]:
+    """{"joints", "last", "flips"}: how far actions float [T, A] are from those of a reference.
+
+    `joints`: each number's mean absolute difference as a share of its range in the reference; `last`: that of the
+    chunk's last action, over all numbers; `flips`: share of the steps in which the last number (by custom the gripper)
+    is on the other side of the middle of its range.
+    """
+    a, b = np.asarray(reference, np.float64), np.asarray(got, np.float64)
+    low, high = a.min(axis=0), a.max(axis=0)
+    span = np.where(high > low, high - low, 1.0)
+    error = np.abs(a - b) / span
+    middle = (low[-1] + high[-1]) / 2
+    return {
+        "joints": [float(value) for value in error.mean(axis=0)],
+        "last": float(error[-1].mean()),
+        "flips": float(np.mean((a[:, -1] > middle) != (b[:, -1] > middle))),
+    }

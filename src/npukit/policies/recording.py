@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: npukit contributors
 # SPDX-License-Identifier: Apache-2.0
-"""What components take and give while a policy runs: for calibration, and to compare backends component by component."""
+"""What components take and give while a policy runs: to calibrate by, and to compare backends component by component."""
 
 from __future__ import annotations
 
@@ -57,7 +57,9 @@ class Recorder:
     def keep(self, inputs: Mapping[str, Array], outputs: Mapping[str, Array]) -> None:
         """Copy a run's arrays, if it is one to keep."""
         if self._count % self._every == 0 and len(self.samples) < self._most:
-            self.samples.append(Sample({n: a.copy() for n, a in inputs.items()}, {n: a.copy() for n, a in outputs.items()}))
+            self.samples.append(
+                Sample({n: a.copy() for n, a in inputs.items()}, {n: a.copy() for n, a in outputs.items()})
+            )
         self._count += 1
 
 

@@ -1,0 +1,216 @@
+# SPDX-FileCopyrightText: npukit contributors
+# SPDX-License-Identifier: Apache-2.0
+"""From a component's float32 ONNX model to the artifact of a backend, through npukit's own verbs."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from npukit.errors import UsageError, nearest
+from npukit.policies.package import Component
+from npukit.policies.stages import Stage, Stages
+
+Array = npt.NDArray[Any]
+
+_QUANTIZED = re.compile(r"w(4|8|16)a(8|16)")
+# Backend -> precisions that it holds, the first by default; "w*a*" stands for all that `_QUANTIZED` reads.
+HELD: dict[str, tuple[str, ...]] = {
+    "ort": ("float32",),
+    "qnn-cpu": ("float32",),
+    "qnn-htp": ("float16", "w*a*"),
+}
+
+
+@dataclass(frozen=True)
+class Task:
+    """One artifact to make.
+
+    Attributes:
+        component: its name.
+        backend: key of `HELD`.
+        precision: "float32", "float16", or as "w8a16".
+        target: chip, "" for a portable artifact.
+    """
+
+    component: str
+    backend: str
+    precision: str
+    target: str = ""
+
+    @property
+    def key(self) -> str:
+        """What the manifest lists it under."""
+        return f"{self.backend}:{self.target}" if self.target else self.backend
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """One artifact that was made.
+
+    Attributes:
+        task: what was asked for.
+        path: relative to the folder.
+        size: bytes, everything that belongs to it.
+        dlc: the DLC that a context binary was compiled from; else as `path`.
+        gflop: cost of a run; None where the source itself is the artifact.
+        stages: what was done.
+        notes: what one may want to know.
+    """
+
+    task: Task
+    path: str
+    size: int
+    dlc: str = ""
+    gflop: float | None = None
+    stages: tuple[Stage, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "component": self.task.component,
+            "backend": self.task.key,
+            "precision": self.task.precision,
+            "path": self.path,
+            "bytes": self.size,
+            "gflop": self.gflop,
+            "notes": list(self.notes),
+        }
+
+
+def quantized(precision: str) -> tuple[int, int] | None:
+    """Bits of weights and activations of a precision such as "w8a16"; None for floats."""
+    match = _QUANTIZED.fullmatch(precision)
+    return (int(match[1]), int(match[2])) if match else None
+
+
+def holds(backend: str, precision: str) -> bool:
+    """Whether a backend's artifacts can have a precision."""
+    family = "w*a*" if quantized(precision) else precision
+    return family in HELD[backend]
+
+
+def parse_precisions(texts: Sequence[str]) -> dict[str, str]:
+    """`w8a16` and `action_head=float16` as {"": "w8a16", "action_head": "float16"}.
+
+    Raises:
+        UsageError: no such precision, or a component twice.
+    """
+    found: dict[str, str] = {}
+    for text in (part for item in texts for part in item.split(",") if part):
+        name, _, value = text.rpartition("=")
+        if value not in ("float32", "float16") and not quantized(value):
+            raise UsageError(f"{value!r} is not a precision", where="--precision",
+                             hint="write float32, float16 or as w8a16, or COMPONENT=w8a16")  # fmt: skip
+        if name in found:
+            raise UsageError(f"given twice for {name or 'all components'}", where="--precision")
+        found[name] = value
+    return found
+
+
+def plan(
+    components: Sequence[Component], backends: Sequence[str], precisions: Mapping[str, str], targets: Sequence[str]
+) -> list[Task]:
+    """What is to be made.
+
+    Raises:
+        UsageError: a precision that none of the backends holds, or for a component that there is not.
+    """
+    names = [component.name for component in components]
+    for name, precision in precisions.items():
+        if name and name not in names:
+            raise UsageError(f"the policy has no component {name!r}", where="--precision", hint=nearest(name, names))
+        if not any(holds(backend, precision) for backend in backends):
+            raise UsageError(f"{' and '.join(backends)} cannot hold {precision}", where="--precision",
+                             hint="add --backend qnn-htp for float16 and quantized precisions")  # fmt: skip
+    tasks = []
+    for backend in backends:
+        for name in names:
+            asked = [precisions[key] for key in (name, "") if key in precisions and holds(backend, precisions[key])]
+            precision = asked[0] if asked else HELD[backend][0]
+            chips = list(targets) if backend == "qnn-htp" and targets else [""]
+            tasks += [Task(name, backend, precision, chip) for chip in chips]
+    return tasks
+
+
+def make(task: Task, folder: Path, model: str, samples: list[dict[str, Array]], options: Mapping[str, Any]) -> Artifact:
+    """Make an artifact in `folder` (to be called in a process of its own, for the sake of memory).
+
+    Args:
+        task: what.
+        folder: where the component's ONNX model lies, and where the artifact goes.
+        model: the ONNX model's name.
+        samples: inputs of the component by name, for calibration.
+        options: "threads".
+
+    Raises:
+        NpukitError: the component cannot be converted, quantized or compiled.
+    """
+    if task.backend == "ort":
+        return Artifact(task, model, sum(path.stat().st_size for path in belonging(folder, model)))
+    stages = Stages(f"{task.component} for {task.key}: ")
+    dlc = f"{task.component}.{task.precision}{'.' + task.target if task.target else ''}.dlc"
+    bits = quantized(task.precision)
+    chip = task.target or ("qnn-cpu" if task.backend == "qnn-cpu" else "")
+    with stages("quantize" if bits else "convert"):
+        if bits:
+            made = _quantize(folder / model, folder / dlc, bits, chip, samples, options)
+        else:
+            made = _convert(folder / model, folder / dlc, task.precision, chip, options)
+    gflop, notes = made
+    if not task.target:
+        return Artifact(task, dlc, (folder / dlc).stat().st_size, dlc, gflop, tuple(stages.found), notes)
+    from npukit.verbs.compile import CompileOptions, compile
+
+    binary = f"{task.component}.{task.target}.bin"
+    with stages("compile"):
+        compiled = compile(CompileOptions(folder / dlc, output=folder / binary, target=task.target))
+    notes += compiled.notes
+    return Artifact(task, binary, compiled.size, dlc, gflop, tuple(stages.found), notes)
+
+
+def _convert(
+    model: Path, output: Path, precision: str, chip: str, options: Mapping[str, Any]
+) -> tuple[float, tuple[str, ...]]:
+    from npukit.verbs.convert import ConvertOptions, convert
+
+    result = convert(
+        ConvertOptions(
+            model, output=output, target=(chip or "htp-v73",), float_bitwidth=16 if precision == "float16" else 32,
+            verify=False, threads=options.get("threads"),
+        )
+    )  # fmt: skip
+    return result.converted.gflop, result.converted.notes
+
+
+def _quantize(
+    model: Path, output: Path, bits: tuple[int, int], chip: str, samples: list[dict[str, Array]],
+    options: Mapping[str, Any],
+) -> tuple[float, tuple[str, ...]]:  # fmt: skip
+    from npukit.verbs.quantize import QuantizeOptions, quantize
+
+    result = quantize(
+        QuantizeOptions(
+            model, output=output, calibration=samples, target=(chip,) if chip else (), weights=bits[0],
+            activations=bits[1], verify=False, resume=False, threads=options.get("threads"),
+        )
+    )  # fmt: skip
+    q = result.quantized
+    kinds = ", ".join(f"{count} in {name}" for name, count in q.precisions.items())
+    return q.gflop, (f"{sum(q.ops.values())} QNN ops ({kinds}), {q.samples} calibration samples", *q.notes)
+
+
+def belonging(folder: Path, model: str) -> list[Path]:
+    """An artifact's files: itself, and those beside it that carry its name on (external data, a stamp)."""
+    return sorted(path for path in folder.glob(f"{model}*") if path.name == model or path.name[len(model)] == ".")
+
+
+def feeds(samples: Sequence[Any]) -> list[dict[str, Array]]:
+    """The inputs of recorded samples, as `quantize` takes them."""
+    return [{name: np.asarray(array) for name, array in sample.inputs.items()} for sample in samples]
