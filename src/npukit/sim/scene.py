@@ -194,12 +194,9 @@ class LightScene:
     state_size = STATE_SIZE
 
     def __init__(self, task: str, *, image_size: int = IMAGE_SIZE) -> None:
-        if task not in TASKS:
-            raise UsageError(f"the light scene has no task {task!r}", hint=nearest(task, TASKS))
+        self.change_task(task)
         if not 8 <= image_size <= 640:
             raise UsageError(f"pictures of the light scene are 8 to 640 pixels wide, not {image_size}")
-        self.task = TASKS[task]
-        self.instruction = self.task.description
         self.image_size = image_size
         self._mujoco = gl.load()
         self.model = self._mujoco.MjModel.from_xml_string(mjcf())
@@ -216,9 +213,22 @@ class LightScene:
         self._start: dict[str, Array] = {}
         self._held = 0
 
+    def change_task(self, task: str) -> None:
+        """Take another task from the next `reset` on; cheaper than another scene.
+
+        Raises:
+            UsageError: no such task.
+        """
+        if task not in TASKS:
+            raise UsageError(f"the light scene has no task {task!r}", hint=nearest(task, TASKS))
+        self.task = TASKS[task]
+        self.instruction = self.task.description
+
     # ------------------------------------------------------------ gymnasium's calls
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
         """Put blocks and hand where `seed` says; returns the observation and an info dict.
 
         Args:
