@@ -6,6 +6,7 @@ PYTHON ?= python3.11
 JOBS ?= $(shell nproc 2>/dev/null || echo 2)
 BIN := .venv/bin
 READY := .venv/.ready
+TORCH := .venv/.torch
 PEER := .venv-peer/bin/python
 DEMO_OUT ?= results/demo
 CONFORMANCE_OUT ?= results/conformance
@@ -44,6 +45,11 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet -c constraints.txt --no-build-isolation -e ".[dev]"
 	@touch $@
 
+# The developers' PyTorch: what reads and exports PyTorch models is tested with it. Not needed for the demo.
+$(TORCH): $(READY)
+	$(BIN)/python -m pip install --quiet -c constraints.txt torch
+	@touch $@
+
 demo: $(READY)
 	$(BIN)/python examples/digits/demo.py --output $(DEMO_OUT)
 
@@ -53,12 +59,12 @@ lint: $(READY)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-unit: $(READY)
+unit: $(TORCH)
 	$(BIN)/python -m pytest -n $(JOBS) -m "not native and not slow"
 
 check: lint unit
 
-test: lint
+test: lint $(TORCH)
 	$(BIN)/python -m pytest -n $(JOBS) -m "not slow"
 	NPUKIT_DATA_DIR=$(NEWER) $(BIN)/npukit libs add 2.7.0 --quiet
 	NPUKIT_DATA_DIR=$(NEWER) $(BIN)/python -m pytest -n $(JOBS) -q $(BINDING_TESTS)
