@@ -153,6 +153,15 @@ def make(env: str, task: str, *, image_size: int | None = None) -> Env:
     return made
 
 
+def first(env: str, task: str, image_size: int | None = None, seed: int = 0) -> Observation:
+    """The first observation of an episode; to see what an environment gives."""
+    opened = make(env, task, image_size=image_size)
+    try:
+        return opened.reset(seed=seed)[0]
+    finally:
+        opened.close()
+
+
 def gymnasium_env(env: str, task: str, *, image_size: int | None = None) -> Any:
     """One task as a `gymnasium.Env`: with spaces, and `truncated` at the step limit.
 

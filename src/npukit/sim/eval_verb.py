@@ -41,7 +41,7 @@ class EvalOptions:
     the same seed can be compared pair by pair (--against).
     """
 
-    policy_dir: Path | None = arg("the policy's folder (none with --policy)", default=None, metavar="[DIR]")
+    policy_dir: Path | None = arg("the policy's folder (none with --policy)", default=None, metavar="DIR")
     policy: str | None = opt(None, "Instead of a folder: the scripted expert, or random actions.", choices=BUILT_IN)
     env: str = opt("light", "Environment.", choices=tuple(envs.ENVS))
     tasks: tuple[str, ...] = opt(

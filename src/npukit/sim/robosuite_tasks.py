@@ -24,7 +24,7 @@ IMAGE_SIZE = 256
 CAMERAS = {"image": "agentview", "image2": "robot0_eye_in_hand"}
 INSTALL = (
     "pip install --no-deps robosuite==1.5.2; "
-    "pip install 'mujoco>=3.3,<4' numba scipy opencv-python-headless termcolor tqdm"
+    "pip install mujoco==3.3.2 numba scipy opencv-python-headless termcolor tqdm"
 )
 
 # Task -> instruction, step limit at 20 Hz. The instructions are ours: robosuite has none.
