@@ -187,6 +187,12 @@ class _Export:
         with isolated(in_process=self.request.in_process, timeout=self.request.timeout) as call:
             return call(f"npukit.policies.export:{function}", *args)
 
+    def _timed(self, stage: str, function: str, *args: Any) -> Any:
+        """`_call`, with its time and the memory of the process it ran in as a stage."""
+        result, measured = self._call("_measured", stage, function, *args)
+        self.stages.found.append(measured)
+        return result
+
     def _common(self) -> None:
         if self.checkpoint.statistics:
             safetensors_file.write(self.folder / STATISTICS, self.checkpoint.statistics)
@@ -196,7 +202,8 @@ class _Export:
             self.words = None
 
     def _check_vocabulary(self) -> None:
-        vocabulary = self.exported.config.get("vocab")
+        config = self.exported.config
+        vocabulary = config.get("vocab", config.get("network", {}).get("text", {}).get("vocab"))
         if self.words is not None and isinstance(vocabulary, int) and self.words[1]["vocabulary"] > vocabulary:
             raise ModelError(
                 f"the tokenizer has {self.words[1]['vocabulary']} tokens, the model {vocabulary}",
@@ -226,15 +233,15 @@ class _Export:
 
     def _record(self) -> tuple[list[Array], dict[str, list[Sample]], dict[str, list[dict[str, Array]]]]:
         """The float32 chunks on the probes and some runs of each component on them; inputs for calibration."""
-        with self.stages("run on ONNX Runtime"):
-            chunks, samples = self._call("_run_probes", self.folder, list(self.exported.probes), self.request.threads)
+        chunks, samples = self._timed(
+            "run on ONNX Runtime", "_run_probes", self.folder, list(self.exported.probes), self.request.threads
+        )
         calibration: dict[str, list[dict[str, Array]]] = {}
         if self.request.calibration is not None:
-            with self.stages("record calibration data"):
-                calibration = self._call(
-                    "_run_calibration", self.folder, self.request.calibration, self.request.samples,
-                    self.request.threads,
-                )  # fmt: skip
+            calibration = self._timed(
+                "record calibration data", "_run_calibration", self.folder, self.request.calibration,
+                self.request.samples, self.request.threads,
+            )  # fmt: skip
         return chunks, samples, calibration
 
     def _artifact(self, task: artifacts.Task, model: str, samples: list[dict[str, Array]]) -> Artifact:
@@ -265,10 +272,10 @@ class _Export:
                     f"{key} ({precision}): a chunk would take about {seconds:.0f} s on the emulator; compared on "
                     "ONNX Runtime, every rounding included"
                 )
-            with self.stages(f"compare on {key}" + (" (simulated)" if simulated else "")):
-                got, compared = self._call(
-                    "_compare", self.folder, backend, list(self.exported.probes), dict(samples), self.request.threads
-                )
+            got, compared = self._timed(
+                f"compare on {key}" + (" (simulated)" if simulated else ""), "_compare", self.folder, backend,
+                list(self.exported.probes), dict(samples), self.request.threads,
+            )  # fmt: skip
             self.compared += [{"backend": key, "precision": precision, "run_on": backend, **row} for row in compared]
             self._judge(key, precision, got, chunks, run_on=backend)
 
@@ -358,6 +365,13 @@ def _finite(value: Any) -> Any:
 
 
 # ---------------------------------------------------------------- in processes of their own
+
+
+def _measured(stage: str, function: str, *args: Any) -> tuple[Any, Stage]:
+    stages = Stages()
+    with stages(stage):
+        result = globals()[function](*args)
+    return result, stages.found[0]
 
 
 def _components(

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: npukit contributors
 # SPDX-License-Identifier: Apache-2.0
-"""What components take and give while a policy runs: to calibrate by, and to compare backends component by component."""
+"""What components take and give while a policy runs: to calibrate by, and to compare backends part by part."""
 
 from __future__ import annotations
 
