@@ -67,8 +67,10 @@ def test_words_are_the_tokenizers(tmp_path: Path) -> None:
     tokenizer = Tokenizer(file)
     assert len(WORDS) <= Sizes().vocabulary
     for text in [*(task.description for task in TASKS.values()), "juggle the red block"]:
-        ids = list(tokenizer.encode(text + "\n", 16))
-        assert ids + [PAD] * (16 - len(ids)) == tokenize(text, 16)
+        ids, mask, dropped = tokenizer.encode(text + "\n", 16, PAD)
+        assert ids.tolist() == tokenize(text, 16)
+        assert mask.sum() == len(text.split())
+        assert dropped == 0
 
 
 def frames(count: int) -> dict[str, Any]:
