@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import pickle
 from typing import Any
@@ -50,6 +51,11 @@ def same(one: Any, other: Any) -> bool:
     return bool(one == other) or (one != one and other != other)
 
 
+def depth(value: Any) -> int:
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else None
+    return 0 if inner is None else 1 + max(map(depth, inner), default=0)
+
+
 def test_an_array_has_openpis_bytes() -> None:
     assert pack(np.arange(3, dtype=np.float32)) == ARANGE
     found = unpack(ARANGE)
@@ -72,25 +78,19 @@ def test_arrays_are_sent_in_c_order() -> None:
 @settings(deadline=None, max_examples=200)
 @given(VALUES)
 def test_what_is_packed_comes_back(value: Any) -> None:
-    try:
-        message = pack(value)
-    except MessageError:  # 9 deep
-        return
-    try:
-        found = unpack(message)
-    except MessageError as error:
-        assert "deep" in str(error)
-        return
-    assert same(value, found)
+    message = pack(value)
+    if depth(value) > messages.MOST_DEPTH:
+        with pytest.raises(MessageError, match="deep"):
+            unpack(message)
+    else:
+        assert same(value, unpack(message))
 
 
 @settings(deadline=None, max_examples=500)
 @given(st.binary(max_size=200))
 def test_any_bytes_are_a_value_or_a_message_error(data: bytes) -> None:
-    try:
+    with contextlib.suppress(MessageError):
         unpack(data)
-    except MessageError as error:
-        assert str(error)
 
 
 @settings(deadline=None, max_examples=500)
@@ -99,10 +99,8 @@ def test_a_changed_message_is_a_value_or_a_message_error(data: st.DataObject) ->
     message = bytearray(pack({"a": np.zeros((2, 3), np.uint8), "b": np.float32(1), "c": ["x", 1]}))
     for _ in range(data.draw(st.integers(1, 4))):
         message[data.draw(st.integers(0, len(message) - 1))] = data.draw(st.integers(0, 255))
-    try:
+    with contextlib.suppress(MessageError):
         unpack(bytes(message))
-    except MessageError as error:
-        assert str(error)
 
 
 def array(**fields: Any) -> bytes:

@@ -10,6 +10,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,8 @@ from npukit.serving.messages import pack, unpack  # noqa: E402
 from npukit.serving.server import Limits, PolicyServer, background  # noqa: E402
 from tests.serving_tools import ACTIONS, STEPS, DoublePolicy, answer, ask, client, frame, libero  # noqa: E402
 
-LIMITS = Limits(message_bytes=1 << 20, connections=3, handshake_seconds=1.0, message_seconds=0.6, close_seconds=0.5)
+LIMITS = Limits(message_bytes=1 << 20, connections=3, close_seconds=0.5)
+IMPATIENT = replace(LIMITS, handshake_seconds=2.0, message_seconds=0.6)
 
 
 @pytest.fixture
@@ -46,6 +48,13 @@ def address(server: PolicyServer) -> Iterator[str]:
         yield found
 
 
+@pytest.fixture
+def impatient(policy: DoublePolicy) -> Iterator[str]:
+    """A server that soon gives up those who do not finish what they begin."""
+    with background(PolicyServer(policy, limits=IMPATIENT)) as found:
+        yield found
+
+
 def wait_for(what: Callable[[], Any], seconds: float = 5.0) -> None:
     end = time.monotonic() + seconds
     while not what():
@@ -55,11 +64,12 @@ def wait_for(what: Callable[[], Any], seconds: float = 5.0) -> None:
 
 def close_code(opened: Any) -> int:
     """The code with which the server closes."""
-    with pytest.raises(ConnectionClosed) as caught:
-        while True:
+    try:
+        for _ in range(100):
             opened.recv(timeout=5)
-    assert caught.value.rcvd is not None
-    return int(caught.value.rcvd.code)
+    except ConnectionClosed as closed:
+        return int(closed.rcvd.code) if closed.rcvd is not None else 1006
+    pytest.fail("the server goes on talking")
 
 
 def http(address: str, path: str = "/healthz") -> tuple[int, str]:
@@ -83,6 +93,17 @@ def raw(address: str) -> socket.socket:
         received += made.recv(65536)
     assert b"101 Switching" in received
     return made
+
+
+def send_until_closed(made: socket.socket, parts: list[bytes], pause: float) -> None:
+    """Send the parts; the server must end the connection before the last."""
+    for part in parts:
+        try:
+            made.sendall(part)
+        except OSError:
+            return
+        time.sleep(pause)
+    pytest.fail("the server took it all")
 
 
 def until_closed(made: socket.socket) -> bytes:
@@ -235,8 +256,8 @@ def test_more_than_the_limit_in_pieces_is_refused(address: str) -> None:
     [frame(pack(libero()))[:500], frame(b"half", final=False), b"\x82", frame(b"", announce=300)[:3]],
     ids=["half a frame", "half a message", "half a header", "half a length"],
 )
-def test_half_a_message_and_silence_ends_that_client_only(address: str, half: bytes) -> None:
-    with client(address) as good, raw(address) as bad:
+def test_half_a_message_and_silence_ends_that_client_only(impatient: str, half: bytes) -> None:
+    with client(impatient) as good, raw(impatient) as bad:
         bad.settimeout(5)
         bad.sendall(half)
         assert ask(good, libero(1))["actions"][0, 0] == 1
@@ -246,51 +267,40 @@ def test_half_a_message_and_silence_ends_that_client_only(address: str, half: by
         assert ask(good, libero(2))["actions"][0, 0] == 2
 
 
-def test_a_message_that_trickles_ends_too(address: str) -> None:
-    with raw(address) as bad:
+def test_a_message_that_trickles_ends_too(impatient: str) -> None:
+    with raw(impatient) as bad:
         bad.settimeout(5)
         data = frame(pack(libero()))
-        started = time.monotonic()
-        with pytest.raises(OSError, match=r"pipe|reset"):
-            for i in range(len(data)):
-                bad.sendall(data[i : i + 1])
-                time.sleep(0.05)
-        assert time.monotonic() - started < 5
+        send_until_closed(bad, [data[i : i + 1] for i in range(len(data))], pause=0.05)
 
 
-def test_pings_do_not_keep_half_a_message_alive(address: str) -> None:
-    with raw(address) as bad:
+def test_pings_do_not_keep_half_a_message_alive(impatient: str) -> None:
+    with raw(impatient) as bad:
         bad.settimeout(5)
         bad.sendall(frame(b"half", final=False))
-        with pytest.raises(OSError, match=r"pipe|reset"):
-            for _ in range(100):
-                bad.sendall(frame(b"still here", opcode=9))
-                time.sleep(0.05)
+        send_until_closed(bad, [frame(b"still here", opcode=9)] * 1000, pause=0.05)
 
 
 def test_endless_empty_pieces_end_the_connection(address: str) -> None:
     with raw(address) as bad:
         bad.settimeout(5)
         bad.sendall(frame(b"", final=False))
-        with pytest.raises(OSError, match=r"pipe|reset"):
-            for _ in range(1000):
-                bad.sendall(frame(b"", opcode=0, final=False) * 100)
-                time.sleep(0.001)
+        send_until_closed(bad, [frame(b"", opcode=0, final=False) * 100] * 1000, pause=0.001)
 
 
-def test_a_client_that_is_silent_between_messages_stays(address: str) -> None:
-    with client(address) as opened:
+def test_a_client_that_is_silent_between_messages_stays(impatient: str) -> None:
+    with client(impatient) as opened:
         ask(opened, libero(1))
-        time.sleep(3 * LIMITS.message_seconds)
+        time.sleep(3 * IMPATIENT.message_seconds)
         assert ask(opened, libero(2))["actions"][0, 0] == 2
 
 
-def test_a_client_that_never_opens_is_let_go(address: str) -> None:
-    host, _, port = address.partition(":")
+def test_a_client_that_never_opens_is_let_go(impatient: str) -> None:
+    host, _, port = impatient.partition(":")
     with socket.create_connection((host, int(port)), timeout=5) as made:
         made.sendall(b"GET / HT")
-        assert until_closed(made) in (b"",) or True
-    assert http(address)[0] == 200
+        until_closed(made)
+    assert http(impatient)[0] == 200
 
 
 def test_what_is_no_http_does_not_matter(address: str) -> None:
@@ -408,11 +418,11 @@ def _can_open(address: str) -> bool:
         return False
 
 
-def test_many_connections_that_say_nothing_do_not_matter(address: str) -> None:
-    host, _, port = address.partition(":")
+def test_many_connections_that_say_nothing_do_not_matter(impatient: str) -> None:
+    host, _, port = impatient.partition(":")
     silent = [socket.create_connection((host, int(port)), timeout=5) for _ in range(60)]
     try:
-        wait_for(lambda: _health_or_none(address) == 200)  # after the handshake's time
+        wait_for(lambda: _health_or_none(impatient) == 200)  # after the handshake's time
     finally:
         for made in silent:
             made.close()

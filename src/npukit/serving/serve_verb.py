@@ -215,9 +215,7 @@ def _run(options: ServeOptions, served: PolicyServer, listener: socket.socket, t
     def ready() -> None:
         nonlocal started
         started = time.monotonic()
-        line = (
-            f"npukit: policy {options.policy} ({options.backend}) at ws://{address}, health at http://{address}/healthz"
-        )
+        line = f"npukit: {options.policy} ({served.metadata.get('backend')}) is served at ws://{address}"
         if options.ready is not None:
             options.ready(line)
         elif log.isEnabledFor(logging.WARNING):  # not with --quiet
