@@ -128,6 +128,41 @@ def test_runs_on_qnn_cpu_as_on_onnx_runtime(exported: tuple[Path, Exported, dict
     np.testing.assert_allclose(chunks[1], chunks[0], atol=1e-4)
 
 
+@pytest.mark.native
+def test_a_checkpoint_becomes_a_package_that_acts(tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    from npukit.policies.export_verb import ExportOptions, export
+
+    values = tools.config(
+        cameras=("observation.images.top",), size=(64, 64), temporal_ensemble_coeff=0.1, n_action_steps=1
+    )
+    checkpoint = tools.write_checkpoint(tmp_path / "checkpoint", values)
+    export(ExportOptions(checkpoint=checkpoint, output=tmp_path / "package", backend=("ort", "qnn-cpu")))
+    rng = np.random.default_rng(0)
+    seen = [
+        {
+            "observation.images.top": rng.integers(0, 256, (64, 64, 3), dtype=np.uint8),
+            "observation.state": rng.standard_normal(6).astype(np.float32),
+        }
+        for _ in range(3)
+    ]
+    statistics = tools.statistics(values)
+    mean, std = statistics["action.mean"], statistics["action.std"]
+    acted = {}
+    for backend in ("ort", "qnn-cpu"):
+        with npukit.Policy(tmp_path / "package", backend=backend) as policy:
+            chunks = [policy.predict_chunk(observation) for observation in seen]
+            policy.reset()
+            actions = [policy.select_action(observation) for observation in seen]
+            policy.reset()  # and nothing of the first episode is left
+            np.testing.assert_array_equal(policy.select_action(seen[0]), actions[0])
+        ensemble = Ensemble(0.1, 10)
+        wanted = [ensemble.update((chunk - mean) / std)[0] * std + mean for chunk in chunks]
+        np.testing.assert_allclose(actions, wanted, atol=1e-5)
+        acted[backend] = actions
+    np.testing.assert_allclose(acted["qnn-cpu"], acted["ort"], atol=1e-4)
+
+
 def test_runtime_names_what_is_missing(exported: tuple[Path, Exported, dict[str, Any]]) -> None:
     _, made, _ = exported
     runtime = Runtime(manifest(made), {"policy": object()})  # type: ignore[dict-item]
