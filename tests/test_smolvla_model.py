@@ -7,6 +7,8 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -312,6 +314,25 @@ def test_network_and_components_compute_what_lerobot_computes(tmp_path: Path, na
     np.testing.assert_allclose(reference[0, -1, :4], last, atol=2e-5)
     near(reference, whole(load_model(weights, config, dtype=torch.float32, attention="sdpa"), sample))
     near(reference, components(load_model(weights, config, dtype=torch.float32), sample))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [*LEROBOT, "native dtypes"])
+def test_lerobot_itself_computes_the_same(tmp_path: Path, name: str) -> None:
+    torch = pytest.importorskip("torch")
+    python = os.environ.get("NPUKIT_LEROBOT_PYTHON")
+    if not python:
+        pytest.skip("NPUKIT_LEROBOT_PYTHON names no Python with lerobot 0.4.4 and transformers 4.57")
+    native = name not in LEROBOT
+    fields: dict[str, Any] = {} if native else LEROBOT[name][0]
+    config, weights = read(tools.checkpoint(tmp_path, mixed=native, **fields), tools.config(**fields))
+    sample = export.random_sample(config, 0, 11)
+    np.savez(tmp_path / "sample.npz", **sample)
+    script, mode = Path(__file__).with_name("lerobot_smolvla.py"), "native" if native else "float32"
+    paths = [str(path) for path in (script, tmp_path, tmp_path / "sample.npz", tmp_path / "chunk.npy")]
+    subprocess.run([python, *paths, mode], check=True, capture_output=True, timeout=300)
+    got = whole(load_model(weights, config, dtype=None if native else torch.float32), sample)
+    near(np.load(tmp_path / "chunk.npy"), got, 5e-3 if native else 1e-6)  # bfloat16 rounds at other places
 
 
 def test_padding_of_the_instruction_changes_nothing(tmp_path: Path) -> None:
