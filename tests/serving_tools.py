@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import contextlib
+import socket
 import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -107,8 +108,10 @@ def client(address: str, *, token: str | None = None, **options: Any) -> Iterato
     from npukit.serving.messages import unpack
 
     headers = {"Authorization": f"Api-Key {token}"} if token is not None else None
-    options = {"compression": None, "proxy": None, "additional_headers": headers, **options}
-    with connect(f"ws://{address}", **options) as opened:
+    options = {"compression": None, "additional_headers": headers, **options}
+    host, _, port = address.rpartition(":")
+    link = socket.create_connection((host, int(port)), timeout=10)  # not through a proxy
+    with connect(f"ws://{address}", sock=link, **options) as opened:
         opened.metadata = unpack(opened.recv(timeout=10))
         yield opened
 

@@ -66,7 +66,7 @@ def close_code(opened: Any) -> int:
     """The code with which the server closes."""
     try:
         for _ in range(100):
-            opened.recv(timeout=5)
+            opened.recv(timeout=10)
     except ConnectionClosed as closed:
         return int(closed.rcvd.code) if closed.rcvd is not None else 1006
     pytest.fail("the server goes on talking")
@@ -74,7 +74,7 @@ def close_code(opened: Any) -> int:
 
 def http(address: str, path: str = "/healthz") -> tuple[int, str]:
     try:
-        with urllib.request.urlopen(f"http://{address}{path}", timeout=5) as reply:
+        with urllib.request.urlopen(f"http://{address}{path}", timeout=10) as reply:
             return reply.status, reply.read().decode()
     except urllib.error.HTTPError as error:
         return error.code, error.read().decode()
@@ -83,7 +83,7 @@ def http(address: str, path: str = "/healthz") -> tuple[int, str]:
 def raw(address: str) -> socket.socket:
     """A TCP connection after the opening handshake and the first message."""
     host, _, port = address.partition(":")
-    made = socket.create_connection((host, int(port)), timeout=5)
+    made = socket.create_connection((host, int(port)), timeout=10)
     made.sendall(
         f"GET / HTTP/1.1\r\nHost: {address}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
         "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\nSec-WebSocket-Version: 13\r\n\r\n".encode()
@@ -149,12 +149,14 @@ def test_actions_of_another_dtype_are_sent_as_float32(policy: DoublePolicy, addr
         assert ask(opened, libero())["actions"].dtype == np.float32
 
 
-@pytest.mark.parametrize("size", [0, 1, 7, 125, 126, 65_535, 65_536, 300_000])
+@pytest.mark.parametrize("size", [0, 1, 125, 126, 1000, 5000])
 def test_a_message_in_any_pieces_is_one(policy: DoublePolicy, address: str, size: int) -> None:
     payload = pack({**libero(5), "prompt": "x"})
     with raw(address) as made:
-        made.settimeout(5)
-        data = frame(payload[:size], final=False) + frame(payload[size:], opcode=0)
+        made.settimeout(10)
+        rest = [payload[i : i + 50] for i in range(size, len(payload), 50)]
+        data = frame(payload[:size], final=False) + b"".join(frame(part, opcode=0, final=False) for part in rest)
+        data += frame(b"", opcode=0)
         for start in range(0, len(data), 1000):
             made.sendall(data[start : start + 1000])
         received = b""
@@ -234,7 +236,7 @@ def test_actions_that_no_robot_should_get_are_not_sent(policy: DoublePolicy, add
 
 def test_ten_gigabytes_are_refused_when_they_are_announced(address: str) -> None:
     with client(address) as good, raw(address) as bad:
-        bad.settimeout(5)
+        bad.settimeout(10)
         started = time.monotonic()
         bad.sendall(frame(b"some of it", announce=10_000_000_000))
         received = until_closed(bad)
@@ -245,7 +247,7 @@ def test_ten_gigabytes_are_refused_when_they_are_announced(address: str) -> None
 
 def test_more_than_the_limit_in_pieces_is_refused(address: str) -> None:
     with raw(address) as bad:
-        bad.settimeout(5)
+        bad.settimeout(10)
         bad.sendall(frame(bytes(600_000), final=False))
         bad.sendall(frame(bytes(600_000), opcode=0, final=False))
         assert (1009).to_bytes(2, "big") in until_closed(bad)
@@ -258,7 +260,7 @@ def test_more_than_the_limit_in_pieces_is_refused(address: str) -> None:
 )
 def test_half_a_message_and_silence_ends_that_client_only(impatient: str, half: bytes) -> None:
     with client(impatient) as good, raw(impatient) as bad:
-        bad.settimeout(5)
+        bad.settimeout(10)
         bad.sendall(half)
         assert ask(good, libero(1))["actions"][0, 0] == 1
         received = until_closed(bad)
@@ -269,21 +271,21 @@ def test_half_a_message_and_silence_ends_that_client_only(impatient: str, half: 
 
 def test_a_message_that_trickles_ends_too(impatient: str) -> None:
     with raw(impatient) as bad:
-        bad.settimeout(5)
+        bad.settimeout(10)
         data = frame(pack(libero()))
         send_until_closed(bad, [data[i : i + 1] for i in range(len(data))], pause=0.05)
 
 
 def test_pings_do_not_keep_half_a_message_alive(impatient: str) -> None:
     with raw(impatient) as bad:
-        bad.settimeout(5)
+        bad.settimeout(10)
         bad.sendall(frame(b"half", final=False))
         send_until_closed(bad, [frame(b"still here", opcode=9)] * 1000, pause=0.05)
 
 
 def test_endless_empty_pieces_end_the_connection(address: str) -> None:
     with raw(address) as bad:
-        bad.settimeout(5)
+        bad.settimeout(10)
         bad.sendall(frame(b"", final=False))
         send_until_closed(bad, [frame(b"", opcode=0, final=False) * 100] * 1000, pause=0.001)
 
@@ -297,7 +299,7 @@ def test_a_client_that_is_silent_between_messages_stays(impatient: str) -> None:
 
 def test_a_client_that_never_opens_is_let_go(impatient: str) -> None:
     host, _, port = impatient.partition(":")
-    with socket.create_connection((host, int(port)), timeout=5) as made:
+    with socket.create_connection((host, int(port)), timeout=10) as made:
         made.sendall(b"GET / HT")
         until_closed(made)
     assert http(impatient)[0] == 200
@@ -305,7 +307,7 @@ def test_a_client_that_never_opens_is_let_go(impatient: str) -> None:
 
 def test_what_is_no_http_does_not_matter(address: str) -> None:
     host, _, port = address.partition(":")
-    with socket.create_connection((host, int(port)), timeout=5) as made:
+    with socket.create_connection((host, int(port)), timeout=10) as made:
         made.sendall(bytes(range(256)) * 100)
         until_closed(made)
     with client(address) as opened:
@@ -316,7 +318,7 @@ def test_a_client_that_leaves_while_it_is_served(policy: DoublePolicy, server: P
     policy.gate.clear()
     with raw(address) as made:
         made.sendall(frame(pack(libero())))
-        assert policy.begun.wait(5)
+        assert policy.begun.wait(10)
     policy.gate.set()
     with client(address) as opened:
         assert ask(opened, libero(2))["actions"][0, 0] == 2
@@ -329,7 +331,7 @@ def test_the_latest_observation_of_a_client_wins(policy: DoublePolicy, server: P
     policy.gate.clear()
     with client(address) as hasty, client(address) as patient:
         hasty.send(pack(libero(1)))
-        assert policy.begun.wait(5)
+        assert policy.begun.wait(10)
         patient.send(pack(libero(10)))
         for value in (2, 3, 4):
             hasty.send(pack(libero(value)))
@@ -364,10 +366,10 @@ def test_the_loop_answers_while_a_chunk_is_predicted(policy: DoublePolicy, addre
     policy.gate.clear()
     with client(address) as opened:
         opened.send(pack(libero()))
-        assert policy.begun.wait(5)
+        assert policy.begun.wait(10)
         assert http(address) == (200, "OK\n")
         with client(address) as second:
-            assert second.ping().wait(5)
+            assert second.ping().wait(10)
         policy.gate.set()
         answer(opened)
 
@@ -420,7 +422,7 @@ def _can_open(address: str) -> bool:
 
 def test_many_connections_that_say_nothing_do_not_matter(impatient: str) -> None:
     host, _, port = impatient.partition(":")
-    silent = [socket.create_connection((host, int(port)), timeout=5) for _ in range(60)]
+    silent = [socket.create_connection((host, int(port)), timeout=10) for _ in range(60)]
     try:
         wait_for(lambda: _health_or_none(impatient) == 200)  # after the handshake's time
     finally:
@@ -461,7 +463,7 @@ def test_the_running_inference_is_finished_and_answered_at_the_end(policy: Doubl
     policy.gate.clear()
     with background(server) as address, client(address) as busy, client(address) as waiting, client(address) as idle:
         busy.send(pack(libero(7)))
-        assert policy.begun.wait(5)
+        assert policy.begun.wait(10)
         waiting.send(pack(libero(8)))
         server.stop()
         time.sleep(0.1)
@@ -475,7 +477,7 @@ def test_a_second_stop_does_not_wait(policy: DoublePolicy, server: PolicyServer)
     policy.gate.clear()
     with background(server) as address, client(address) as busy:
         busy.send(pack(libero(7)))
-        assert policy.begun.wait(5)
+        assert policy.begun.wait(10)
         server.stop()
         server.stop()
         assert close_code(busy) == 1001

@@ -10,6 +10,7 @@ import logging
 import math
 import os
 import signal
+import socket
 import statistics
 import sys
 import threading
@@ -25,8 +26,6 @@ from npukit.serving import require
 from npukit.verbs.options import arg, opt, verb
 
 if TYPE_CHECKING:
-    import socket
-
     from npukit.serving.server import Counts, PolicyServer
 
 log = logging.getLogger(__name__)
@@ -207,7 +206,7 @@ def _run(options: ServeOptions, served: PolicyServer, listener: socket.socket, t
     if options.check:
         started = time.monotonic()
         with serving.background(served, listener=listener) as address:
-            found = _self_check(served, address, token)
+            found = _self_check(served, listener, address, token)
         return _result(served.counts, address, warm_up, time.monotonic() - started, "check", found)
     address = serving.address_of(listener)
     started = time.monotonic()
@@ -226,7 +225,7 @@ def _run(options: ServeOptions, served: PolicyServer, listener: socket.socket, t
     return _result(served.counts, address, warm_up, time.monotonic() - started, by[0] if by else "program", {})
 
 
-def _self_check(served: PolicyServer, address: str, token: str | None) -> dict[str, Any]:
+def _self_check(served: PolicyServer, listener: socket.socket, address: str, token: str | None) -> dict[str, Any]:
     """Connect as a client does, and ask for one chunk."""
     from websockets.sync.client import connect
 
@@ -234,8 +233,10 @@ def _self_check(served: PolicyServer, address: str, token: str | None) -> dict[s
     from npukit.serving.messages import pack, unpack
 
     headers = {"Authorization": f"Api-Key {token}"} if token else None
-    with connect(f"ws://{address}", compression=None, additional_headers=headers, proxy=None) as client:
-        first = unpack(client.recv(timeout=30, decode=False))
+    link = socket.create_connection(listener.getsockname()[:2])  # not through a proxy
+    with connect(f"ws://{address}", sock=link, compression=None, additional_headers=headers) as client:
+        first = client.recv(timeout=30)
+        assert isinstance(first, bytes)
         client.send(pack(example(served.keys)))
         answer = client.recv()
     if isinstance(answer, str):
@@ -246,7 +247,7 @@ def _self_check(served: PolicyServer, address: str, token: str | None) -> dict[s
     shape = list(found["actions"].shape)
     if shape != wanted:
         raise CheckFailed(f"the policy gave actions of shape {shape} instead of {wanted}", where="--check")
-    return {"metadata": first, "actions": shape, **{k: found[k] for k in ("policy_timing", "server_timing")}}
+    return {"metadata": unpack(first), "actions": shape, **{k: found[k] for k in ("policy_timing", "server_timing")}}
 
 
 @contextlib.contextmanager

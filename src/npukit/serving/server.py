@@ -302,7 +302,7 @@ class PolicyServer:
 
     async def _answer_all(self, client: Client) -> None:
         """Answer a client's observations, one after the other, until it is cancelled or the connection ends."""
-        with contextlib.suppress(ConnectionClosed, TimeoutError):
+        try:
             while not self._stopping:
                 await client.arrived.wait()
                 client.arrived.clear()
@@ -311,6 +311,13 @@ class PolicyServer:
                 if answer is not None:
                     await self._give(client, answer)
                 client.busy = False
+        except (ConnectionClosed, TimeoutError):
+            pass
+        except Exception:
+            log.exception("a fault while a client was answered")
+            await client.connection.close(1011)
+        finally:
+            client.busy = False
 
     async def _give(self, client: Client, answer: Answer) -> None:
         turn = answer.turn
@@ -425,7 +432,7 @@ class PolicyServer:
         finally:
             self._stopping = True
             watching.cancel()
-            server.close(code=1001, reason="the server stops")
+            server.close()  # with 1001, "going away"
             await server.wait_closed()
             self._thread.end()
 
