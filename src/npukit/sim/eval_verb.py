@@ -13,7 +13,7 @@ from typing import Any
 
 from npukit import files
 from npukit.analysis import text
-from npukit.errors import InputError, UsageError
+from npukit.errors import InputError, UsageError, shown
 from npukit.sim import envs, video
 from npukit.sim import evaluate as evaluation
 from npukit.sim.episode import ABLATIONS, BUILT_IN, Episode, Job, PolicySpec
@@ -23,6 +23,7 @@ from npukit.verbs import options as o
 from npukit.verbs.options import arg, opt, verb
 
 DEFAULT_SEED = 100_000  # demonstrations count from 0: the same numbers are not used for both
+_WIDTH = 48  # letters of a name in the table
 
 
 def _videos(given: str) -> int:
@@ -116,8 +117,8 @@ class EvalResult:
     def to_text(self) -> str:
         head = ("task", "description", "steps", "success", "%", "95 % interval")
         rows = [
-            (r.task, r.description, None if r.steps is None else round(r.steps, 1), f"{r.successes}/{r.episodes}",
-             round(100 * r.rate, 1), f"{100 * r.low:.1f} to {100 * r.high:.1f}")
+            (shown(r.task, _WIDTH), shown(r.description, _WIDTH), None if r.steps is None else round(r.steps, 1),
+             f"{r.successes}/{r.episodes}", round(100 * r.rate, 1), f"{100 * r.low:.1f} to {100 * r.high:.1f}")
             for r in (*self.rows, self.total)
         ]  # fmt: skip
         seconds = sum(one.seconds for one in self.episodes)

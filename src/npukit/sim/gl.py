@@ -8,8 +8,11 @@ OSMesa is the other way on Linux. On macOS and Windows MuJoCo's own choice stand
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import os
 import sys
+import weakref
 from typing import Any
 
 from npukit.errors import MissingDependency, NpukitError
@@ -19,6 +22,16 @@ HINT = (
     "MUJOCO_GL=osmesa"
 )
 EXTRA = "pip install 'npukit[sim]'"
+
+
+_renderers: weakref.WeakSet[Any] = weakref.WeakSet()
+
+
+def _close_all() -> None:
+    """Close what is still open before OpenGL goes: afterwards MuJoCo's own closing prints errors."""
+    for one in list(_renderers):
+        with contextlib.suppress(Exception):
+            one.close()
 
 
 def environment() -> dict[str, str]:
@@ -68,10 +81,14 @@ def renderer(model: Any, height: int, width: int) -> Any:
     """
     mujoco = load()
     try:
-        return mujoco.Renderer(model, height=height, width=width)
+        made = mujoco.Renderer(model, height=height, width=width)
     except (AttributeError, ImportError, OSError, RuntimeError, ValueError) as error:
         raise no_gl(error) from error
     except Exception as error:
         if type(error).__module__.startswith(("mujoco", "OpenGL")):
             raise no_gl(error) from error
         raise
+    atexit.unregister(_close_all)
+    atexit.register(_close_all)  # after MuJoCo registered the end of OpenGL, to run before it
+    _renderers.add(made)
+    return made

@@ -43,7 +43,7 @@ CAMERAS = {"image": "agentview_image", "image2": "robot0_eye_in_hand_image"}
 INSTALL = (
     "pip install --no-deps hf-libero==0.1.4 robosuite==1.4.1 bddl==1.0.1; "
     "pip install mujoco==3.3.2 'numpy<2' 'gym==0.26.2' easydict cloudpickle future matplotlib numba scipy "
-    "opencv-python-headless torch"
+    "opencv-python-headless termcolor tqdm"
 )
 ASSETS = (
     "git clone https://github.com/Lifelong-Robot-Learning/LIBERO; export LIBERO_ASSETS=$PWD/LIBERO/libero/libero/assets"
@@ -175,10 +175,11 @@ class LiberoEnv:
             raise InputError("the task's description is missing", where=str(bddl), hint=INSTALL)
         try:
             self._env = kind(bddl_file_name=str(bddl), camera_heights=image_size, camera_widths=image_size)
-        except FileNotFoundError as error:
-            raise MissingDependency(
-                f"an asset of LIBERO is missing: {error}", where="LIBERO_ASSETS", hint=ASSETS
-            ) from error
+        except (FileNotFoundError, ValueError) as error:
+            if isinstance(error, ValueError) and "opening file" not in str(error):  # MuJoCo's words
+                raise
+            what = f"an asset of LIBERO is missing: {error}"
+            raise MissingDependency(what, where="LIBERO_ASSETS", hint=ASSETS) from error
         self._raw: dict[str, Any] = {}
 
     def reset(
