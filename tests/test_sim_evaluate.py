@@ -19,7 +19,7 @@ import pytest
 from sim_tools import needs_rendering
 
 from npukit.errors import InputError, NpukitError, UsageError, WorkerDied
-from npukit.sim import episode, evaluate, statistics
+from npukit.sim import episode, eval_verb, evaluate, statistics
 from npukit.sim.episode import Episode, Job
 from npukit.sim.eval_verb import EvalOptions, EvalResult
 from npukit.sim.eval_verb import evaluate as policy_eval
@@ -118,10 +118,19 @@ def test_damaged_results_are_named(tmp_path: Path, line: str) -> None:
 
 
 def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
-    assert evaluate.begin(tmp_path, {"env": "light", "seed": 1}) == []
-    assert evaluate.begin(tmp_path, {"env": "light", "seed": 1}) == []
+    evaluate.begin(tmp_path, {"env": "light", "seed": 1})
+    evaluate.begin(tmp_path, {"env": "light", "seed": 1})
     with pytest.raises(UsageError, match="another evaluation: seed differ"):
         evaluate.begin(tmp_path, {"env": "light", "seed": 2})
+
+
+@pytest.mark.skipif(os.name != "posix", reason="files are locked on POSIX only")
+def test_two_evaluations_do_not_write_to_one_folder(tmp_path: Path) -> None:
+    record = evaluate._Record(tmp_path)
+    with pytest.raises(UsageError, match="another evaluation is writing here"):
+        evaluate._Record(tmp_path)
+    record.close()
+    evaluate._Record(tmp_path).close()
 
 
 # ---------------------------------------------------------------- plan
@@ -307,6 +316,27 @@ def test_expert_in_two_workers_resumed_filmed_compared(tmp_path: Path) -> None:
     assert {one["seed"] for one in written["episodes"]} == {100_000, 100_001}
     with pytest.raises(UsageError, match="another evaluation: policy"):
         _eval(tmp_path / "a", policy="random")
+
+
+@needs_rendering
+def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from npukit.cli.main import main
+
+    options = ["policy", "eval", "--policy", "expert", "--task", "0", "--episodes", "1", "--image-size", "16"]
+    assert main([*options, "-o", str(tmp_path / "a"), "--json", "--seed", "7"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["total"]["successes"], found["episodes"][0]["seed"], found["tasks"][0]["task"]) == (1, 7, "reach_red")
+    assert main([*options, "-o", str(tmp_path / "b"), "--video", "some"]) == 2
+    assert "a number or 'all' is needed" in capsys.readouterr().err
+    assert main([*options, "-o", str(tmp_path / "b"), "--env", "lite"]) == 2
+    assert "did you mean 'light'" in capsys.readouterr().err
+
+
+def test_videos_of_the_first_episodes_of_each_task(tmp_path: Path) -> None:
+    jobs = evaluate.plan("light", episodes=3, seed=0, tasks=("reach_*",))
+    for count, expected in ((-1, 9), (0, 0), (1, 3), (2, 6), (5, 9)):
+        filmed = [eval_verb._filmed(job, tmp_path, count) for job in jobs]
+        assert sum(job.video is not None for job in filmed) == expected
 
 
 @needs_rendering

@@ -172,6 +172,7 @@ def test_unknown_task_and_size() -> None:
         scene.LightScene("reach_red", image_size=4)
 
 
+@pytest.mark.filterwarnings("ignore:.*observation space m.*imum value")  # a state has no bounds
 def test_as_a_gymnasium_environment() -> None:
     checker = pytest.importorskip("gymnasium.utils.env_checker")
     env = envs.gymnasium_env("light", "push_green_left", image_size=32)

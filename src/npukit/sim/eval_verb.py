@@ -4,13 +4,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import importlib.metadata
 import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import npukit
 from npukit import files
 from npukit.analysis import text
 from npukit.errors import InputError, UsageError, shown
@@ -178,6 +181,7 @@ def evaluate(options: EvalOptions) -> EvalResult:
         "step_limit": options.step_limit,
         "image_size": size,
         "ablation": options.ablation,
+        "versions": _versions(),
     }
     episodes, resumed = evaluation.evaluate(
         spec, jobs, folder, what, workers=options.workers, timeout=options.timeout
@@ -221,6 +225,15 @@ def _policy(options: EvalOptions) -> tuple[PolicySpec, dict[str, Any]]:
         "package", options.policy_dir.resolve(), options.backend, options.threads or _share(options.workers)
     )
     return spec, {"name": "package", "manifest_sha256": files.sha256_file(manifest), "backend": options.backend}
+
+
+def _versions() -> dict[str, str]:
+    """What the scenes' course depends on beside the seeds."""
+    found = {"npukit": npukit.__version__}
+    for name in ("mujoco", "robosuite"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
 
 
 def _share(workers: int) -> int | None:

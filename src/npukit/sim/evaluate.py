@@ -75,6 +75,21 @@ def _episode(line: bytes, path: Path, number: int) -> Episode:
     return Episode(**kept)
 
 
+def _lock(file: Any, folder: Path) -> None:
+    """Keep a second evaluation out of the folder while this one runs; the system forgets it with the process."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        file.close()
+        raise UsageError(
+            "another evaluation is writing here", where=str(folder), hint="wait for it, or choose another folder"
+        ) from error
+
+
 class _Record:
     """The file of episodes, which grows by whole lines."""
 
@@ -82,6 +97,7 @@ class _Record:
         self._path = folder / EPISODES
         with files.os_errors(self._path, "write"):
             self._file = open(self._path, "ab")  # noqa: SIM115  closed by `close`
+            _lock(self._file, folder)
             if self._file.tell() and self._path.read_bytes()[-1:] != b"\n":
                 self._trim()
 
@@ -99,8 +115,8 @@ class _Record:
         self._file.close()
 
 
-def begin(folder: Path, what: dict[str, Any]) -> list[Episode]:
-    """Make a folder of results, or go on with one of the same `what`; returns the episodes that it has.
+def begin(folder: Path, what: dict[str, Any]) -> None:
+    """Make a folder of results, or see that it is one of the same `what`.
 
     Raises:
         UsageError: the folder holds the results of something else; the message says what differs.
@@ -124,7 +140,6 @@ def begin(folder: Path, what: dict[str, Any]) -> list[Episode]:
             )
     else:
         files.atomic_write_bytes(path, json.dumps(what, indent=2).encode() + b"\n")
-    return read(folder) if (folder / EPISODES).exists() else []
 
 
 # ---------------------------------------------------------------- running
@@ -407,10 +422,11 @@ def evaluate(
         UsageError: the folder holds the results of something else than `what`.
         NpukitError: as `run`.
     """
-    before = {key(one): one for one in begin(folder, what)}
-    rest = [job for job in jobs if key(job) not in before]
+    begin(folder, what)
     record = _Record(folder)
     try:
+        before = {key(one): one for one in read(folder)}
+        rest = [job for job in jobs if key(job) not in before]
         played = run(spec, rest, workers=workers, timeout=timeout, done=record.add) if rest else []
     finally:
         record.close()
