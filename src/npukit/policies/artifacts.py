@@ -195,15 +195,25 @@ def _quantize(
 ) -> tuple[float, tuple[str, ...]]:  # fmt: skip
     from npukit.verbs.quantize import QuantizeOptions, quantize
 
+    used = _used(model)  # inputs on which nothing depends are not among those that are calibrated
+    given = [{name: array for name, array in sample.items() if name in used} for sample in samples]
     result = quantize(
         QuantizeOptions(
-            model, output=output, calibration=samples, target=(chip,) if chip else (), weights=bits[0],
+            model, output=output, calibration=given, target=(chip,) if chip else (), weights=bits[0],
             activations=bits[1], verify=False, resume=False, threads=options.get("threads"),
         )
     )  # fmt: skip
     q = result.quantized
     kinds = ", ".join(f"{count} in {name}" for name, count in q.precisions.items())
     return q.gflop, (f"{sum(q.ops.values())} QNN ops ({kinds}), {q.samples} calibration samples", *q.notes)
+
+
+def _used(model: Path) -> set[str]:
+    """Names that the nodes of an ONNX graph take."""
+    import onnx
+
+    graph = onnx.load(model, load_external_data=False).graph
+    return {name for node in graph.node for name in node.input}
 
 
 def belonging(folder: Path, model: str) -> list[Path]:

@@ -353,7 +353,7 @@ def _parsed(values: Any, path: Path) -> Manifest:
     )
     if not any(feature.kind == "ACTION" for feature in manifest.outputs.values()) and "outputs" in values:
         r.fault("an output of kind ACTION expected", "outputs")
-    if manifest.n_action_steps > manifest.chunk_size:
+    if not r.faults and manifest.n_action_steps > manifest.chunk_size:
         r.fault(f"at most chunk_size ({manifest.chunk_size}) expected", "n_action_steps")
     if r.faults:
         raise ArtifactError("the manifest is not sound", where=str(path), faults=r.faults, hint=_AGAIN)

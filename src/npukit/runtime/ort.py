@@ -21,7 +21,7 @@ import ml_dtypes
 import numpy as np
 
 from npukit.errors import ModelError, NativeError, NpukitError, UsageError, nearest
-from npukit.runtime.contract import Array, Port, Shape, native_ports, ports_of
+from npukit.runtime.contract import Array, Port, Shape, ignored_ports, native_ports, ports_of
 from npukit.runtime.engine import Description, Placement, ProfileEvent, Request
 from npukit.worker import note
 
@@ -111,6 +111,8 @@ def _raised(request: Request) -> OrtEngine:
         names=stamp.names if stamp is not None else None,
     )
     engine.folder = folder
+    if stamp is not None:
+        engine.description = replace(engine.description, ignored=ignored_ports(stamp, graph))
     return engine
 
 
