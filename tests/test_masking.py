@@ -241,3 +241,29 @@ def test_a_mask_that_calibration_never_used_is_named(spelling):
     assert len(unseen_masks(graph, full)) == 1
     padded.update(short[0])
     assert unseen_masks(graph, padded) == []
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+def test_what_is_joined_with_rows_of_a_table_is_not_cut_off_at_their_range(bits):
+    random = np.random.default_rng(6)
+    values = random.uniform(-0.1, 0.1, (50, 4)).astype(np.float32)
+    nodes = [
+        helper.make_node("Gather", ["table", "ids"], ["rows"]),
+        helper.make_node("Concat", ["x", "rows"], ["both"], axis=1),
+        helper.make_node("Tanh", ["both"], ["y"]),
+    ]
+    inputs = [
+        helper.make_tensor_value_info("ids", INT64, [1, 6]), helper.make_tensor_value_info("x", FLOAT, [1, 2, 4]),
+    ]  # fmt: skip
+    outputs = [helper.make_tensor_value_info("y", FLOAT, [1, 8, 4])]
+    graph = helper.make_graph(nodes, "words", inputs, outputs, [array("table", values)])
+    graph = lowered(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8))
+    calibration = Calibration(graph)
+    calibration.update({"ids": np.arange(6)[None], "x": np.linspace(-3, 3, 8, dtype=np.float32).reshape(1, 2, 4)})
+    groups = Groups(graph)
+    made = assign(graph, Plan(activations=bits), Calibrated(calibration, groups, Scheme("min-max")), Legal({}), groups)
+    joined = next(op.outputs[0] for op in made.graph.ops if op.type == "Concat")
+    encoding, codes = joined.encoding, 2**bits - 1
+    assert encoding is not None
+    assert encoding.offsets[0] * encoding.scales[0] <= -3 + encoding.scales[0]
+    assert (codes + encoding.offsets[0]) * encoding.scales[0] >= 3 - encoding.scales[0]

@@ -104,8 +104,7 @@ class Calibrated:
         elif scheme.activation_method == "mse" and self._is_output(tensor):
             method, margin = "min-max", _MARGIN_OUTPUT
         found: Range | None = None
-        # Elements of a constant may be others than calibration met: all of it counts.
-        for member in self._groups.tables(tensor) or self._groups.deciding(tensor):
+        for member in self._counting(tensor):
             observer = self._observer(member)
             if not observer.count:
                 raise InputError(f"tensor {member.name!r} was never observed", hint="give at least one sample")
@@ -119,6 +118,20 @@ class Calibrated:
             found = own if found is None else found.merge(own)
         assert found is not None
         return ranges.encoding(found, bits, symmetric=symmetric)
+
+    def _counting(self, tensor: Tensor) -> list[Tensor]:
+        """Those whose ranges make the group's.
+
+        Elements of a constant may be others than calibration met: all of it counts, and what was met of it then says
+        nothing more. But a Concat may join them with something larger.
+        """
+        tables, deciding = self._groups.tables(tensor), self._groups.deciding(tensor)
+        if not tables:
+            return deciding
+        held = [self._observer(table) for table in tables]
+        low, high = min(o.low for o in held), max(o.high for o in held)
+        seen = [(member, self._observer(member)) for member in deciding]
+        return [*tables, *(member for member, o in seen if o.count and (o.low < low or o.high > high))]
 
     def _is_output(self, tensor: Tensor) -> bool:
         """Whether the group holds an output of the graph: its largest values are what is asked for."""
