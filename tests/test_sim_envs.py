@@ -125,6 +125,7 @@ def test_libero_without_assets(doubles: Path, monkeypatch: pytest.MonkeyPatch, t
         envs.make("libero_goal", "push_the_plate")
     assert "LIBERO_ASSETS=" in caught.value.hint
     monkeypatch.delenv("LIBERO_ASSETS")
+    monkeypatch.setenv("HOME", str(tmp_path))
     with pytest.raises(MissingDependency, match="assets are not installed"):
         envs.make("libero_goal", "push_the_plate")
 

@@ -93,9 +93,9 @@ def _names(suite: str) -> list[str]:
 
 
 def _assets(root: Path) -> Path:
-    """Where the meshes are: LIBERO_ASSETS, what the user's own configuration says, or the package."""
+    """Where the meshes are: LIBERO_ASSETS, or the places where LIBERO's own packages look and download to."""
     said = os.environ.get("LIBERO_ASSETS", "")
-    places = [Path(said)] if said else [*_configured(), root / "assets"]
+    places = [Path(said)] if said else [*_configured(), root / "assets", Path.home() / ".cache" / "libero" / "assets"]
     for place in places:
         if (place / "scenes").is_dir():
             return place
