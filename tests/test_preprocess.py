@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import npukit
 from npukit.analysis.preprocess import Preprocessing, rgb_to_yuv, yuv_to_rgb
 from npukit.errors import InputError
 
@@ -356,3 +357,38 @@ def test_inputs_of_the_wrong_shape() -> None:
             Preprocessing.load(spec).apply(image, info)
     with pytest.raises(InputError, match="uint8"):
         Preprocessing().apply(image.astype(np.float32), Info("x", (1, 3, 8, 8)))
+
+
+DIGITS = Path(__file__).parents[1] / "examples" / "digits"
+
+
+@pytest.mark.native
+def test_the_artifact_keeps_the_steps_for_run_and_verify(tmp_path: Path) -> None:
+    """Twice as large, quarter bright: only the steps make the image what the model takes."""
+    digit = np.load(DIGITS / "digits.npz")["images"][3].astype(np.uint8)
+    Image.fromarray((digit * 4).repeat(2, 0).repeat(2, 1)).save(tmp_path / "digit.png")
+    np.save(tmp_path / "pixels.npy", (digit * 4).repeat(2, 0).repeat(2, 1))
+    np.save(tmp_path / "ready.npy", digit[None, None].astype(np.float32) / 16)
+    (tmp_path / "steps.yaml").write_text("resize: {size: [8, 8], method: nearest}\nscale: 1/64\n")
+    image, steps, ready = tmp_path / "digit.png", tmp_path / "steps.yaml", tmp_path / "ready.npy"
+    source = DIGITS / "digits.onnx"
+    expected = npukit.run(source, inputs=[ready]).outputs[0]["scores"]
+    with pytest.raises(InputError, match="16 x 16"):
+        npukit.run(source, inputs=[image])
+    for model in (image, tmp_path / "pixels.npy"):
+        found = npukit.run(source, inputs=[model], preprocessing=steps).outputs[0]["scores"]
+        np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+    made = npukit.convert(source, inputs=[image], preprocessing=steps, output=tmp_path / "digits.dlc")
+    assert made.verification.passed
+    found = npukit.run(tmp_path / "digits.dlc", inputs=[image]).outputs[0]["scores"]
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)  # another library's float32 sums
+    npukit.compile(tmp_path / "digits.dlc", output=tmp_path / "digits.bin", target="sm8650")
+    assert npukit.verify(tmp_path / "digits.bin", against=source, inputs=[image]).passed
+    other = {"resize": {"size": [8, 8]}, "scale": "1/128"}
+    halved = npukit.run(tmp_path / "digits.dlc", inputs=[image], preprocessing=other).outputs[0]["scores"]
+    assert np.abs(halved - found).max() > 0.1
+
+    with pytest.raises(InputError, match="end in 9 x 9"):
+        npukit.convert(source, preprocessing={"resize": {"size": [9, 9]}}, output=tmp_path / "bad.dlc")
+    assert not (tmp_path / "bad.dlc").exists()

@@ -22,13 +22,11 @@ from typing import Any
 import numpy as np
 
 from npukit import files
-from npukit.analysis.preprocess import Preprocessing
+from npukit.analysis.preprocess import FRAMES, IMAGES, Preprocessing
 from npukit.analysis.samples import Array, InputInfo, artifact_names, dtype_of
 from npukit.errors import Fault, InputError, NpukitError, nearest
 
-IMAGES = frozenset([".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"])
 RAW = frozenset((".raw", ".bin"))
-_FRAMES = frozenset((".nv12", ".nv21", ".yuv")) | RAW
 _MAX_LIST = 64 << 20
 _FUNCTION = re.compile(r"[A-Za-z_]\w*(\.\w+)*:[A-Za-z_]\w*")
 
@@ -176,7 +174,7 @@ class _Finder:
 
     def kind(self, path: Path) -> str | None:
         suffix = path.suffix.lower()
-        if self.frames and suffix in _FRAMES:
+        if self.frames and suffix in FRAMES:
             return "image"
         kinds = {".npy": "npy", ".npz": "npz", **dict.fromkeys(RAW, "raw"), **dict.fromkeys(IMAGES, "image")}
         return kinds.get(suffix)

@@ -20,10 +20,15 @@ import numpy.typing as npt
 
 from npukit import files
 from npukit.analysis.preprocess_spec import ORDER, YUV, ImageSpec, contradictions, parse, plain, read_yaml
-from npukit.analysis.samples import Array, InputInfo, artifact_names, dtype_of
+from npukit.analysis.samples import Array, InputInfo, artifact_names, dtype_of, read_input
 from npukit.errors import Fault, InputError, nearest
 
 Pixels = npt.NDArray[np.uint8]
+
+IMAGES = frozenset([".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"])
+"""Endings of image files."""
+FRAMES = frozenset([".nv12", ".nv21", ".yuv", ".raw", ".bin"])
+"""Endings of raw frames, where the spec's source is NV12 or NV21."""
 
 _WORKING = {1: "L", 3: "RGB", 4: "RGBA"}
 
@@ -101,6 +106,19 @@ class Preprocessing:
                     found += error.faults or [Fault(error.what, error.where, error.hint)]
         return found
 
+    def read(self, path: Path, info: InputInfo) -> Array:
+        """The data of an input from a file: images, frames and uint8 pixels through the steps, others as they are.
+
+        Raises:
+            InputError: see `apply` and `files.load_input`.
+        """
+        spec, suffix = self.spec(info), path.suffix.lower()
+        if spec is not None and (suffix in IMAGES or (spec.source in YUV and suffix in FRAMES)):
+            return self.apply(path, info)
+        array = read_input(path, info)
+        pixels = spec is not None and array.dtype == np.uint8 and array.ndim in (2, 3)
+        return self.apply(array, info) if pixels and dtype_of(info) != np.uint8 else array
+
     def apply(self, image: Path | str | npt.ArrayLike, info: InputInfo) -> Array:
         """An image as one sample of an input: its shape with a leading extent of 1 where it has four, and its dtype.
 
@@ -132,6 +150,12 @@ class Preprocessing:
         return np.ascontiguousarray(values.transpose(plan.axes)).reshape(plan.shape)
 
 
+def recorded(options: Mapping[str, Any] | None, given: Any) -> Preprocessing | None:
+    """The spec given, else the one that a stamp's options record; None where there is neither."""
+    found = given if given is not None else (options or {}).get("preprocessing")
+    return None if found is None else Preprocessing.load(found)
+
+
 # --- what a spec means for an input ---
 
 
@@ -149,7 +173,7 @@ def _plan(spec: ImageSpec, info: InputInfo) -> _Plan:
     where = info.name
 
     def bad(what: str, hint: str = "") -> InputError:
-        return InputError(what, where=where, faults=[Fault(what, where, hint)])
+        return InputError(what, where=where, hint=hint)
 
     if not all(isinstance(extent, int) and extent > 0 for extent in shape):
         raise bad(f"the shape {list(shape)} is open", "fix it at conversion")

@@ -86,10 +86,20 @@ def artifact_names(inputs: Sequence[InputInfo]) -> dict[str, str]:
     return {artifact: source for artifact, source in names.items() if artifact and artifact not in own}
 
 
-def given(entries: Sequence[tuple[str, Path]], inputs: Sequence[InputInfo]) -> Samples:
+def read_input(path: Path, info: InputInfo) -> Array:
+    """The data of an input as the file has them: see `files.load_input`."""
+    return files.load_input(path, dtype_of(info), tuple(info.shape), name=info.name)
+
+
+def given(
+    entries: Sequence[tuple[str, Path]],
+    inputs: Sequence[InputInfo],
+    read: Callable[[Path, InputInfo], Array] = read_input,
+) -> Samples:
     """Samples from files: the k-th file of a name belongs to the k-th run; a name without file is an error.
 
-    A file without name is the only input, or an .npz that holds several by name.
+    A file without name is the only input, or an .npz that holds several by name. `read` reads all other files; with
+    `Preprocessing.read` images go through its steps.
 
     Raises:
         InputError: names that the model lacks, inputs without file, different numbers of files; all are listed.
@@ -109,9 +119,7 @@ def given(entries: Sequence[tuple[str, Path]], inputs: Sequence[InputInfo]) -> S
             what = f"the model has no input {name!r}" if name else "the model has several inputs, say which: NAME=FILE"
             faults.append(Fault(what, str(path), nearest(name, known)))
             continue
-        info = known[label]
-        array = files.load_input(path, dtype_of(info), tuple(info.shape), name=label)
-        _put(found, label, array, path, faults)
+        _put(found, label, read(path, known[label]), path, faults)
     count = max((len(arrays) for arrays in found.values()), default=0)
     for name, arrays in found.items():
         if not faults and len(arrays) not in (1, count):

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
-from npukit.errors import Fault, InputError, MissingDependency, ModelError, UsageError, nearest
+from npukit.errors import Fault, InputError, MissingDependency, ModelError, NpukitError, UsageError, nearest
 from npukit.frontends.pytorch.kinds import kind_of
 from npukit.runtime import BACKEND_NAMES, host
 from npukit.runtime.contract import Array, Port, Shape, from_native, gather, show, to_native
@@ -84,8 +84,9 @@ class Session:
     Args:
         model: a file (.onnx, DLC or context binary, told apart by content), the bytes of an ONNX model, or any
             object with a `path` attribute.
-        backend: one of `npukit.runtime.BACKEND_NAMES`; by default .onnx runs on ort, a DLC on qnn-cpu, a context
-            binary on qnn-htp. There is no fallback from one to another.
+        backend: one of `npukit.runtime.BACKEND_NAMES`; by default .onnx runs on ort, a context binary and a DLC
+            that was made for chips with HTP only on qnn-htp, other DLCs on qnn-cpu. There is no fallback from one to
+            another.
         graph: name of the graph; needed where the file holds several.
         in_process: run the native code in this process: faster by one message a run, but a crash ends the program,
             and what the library prints while it prepares is diverted from descriptor 1 for everyone.
@@ -497,7 +498,7 @@ def _request(
     else:
         file = Path(getattr(model, "path", model))
         path, kind = str(file), file_kind(file)
-    chosen = backend or BACKENDS[kind][0]
+    chosen = backend or _made_for(kind, path) or BACKENDS[kind][0]
     if chosen not in BACKENDS[kind]:
         raise UsageError(
             f"{_KIND_WORDS[kind]} cannot run on {chosen}",
@@ -507,6 +508,20 @@ def _request(
     if fetch and chosen != "ort":
         raise UsageError(f"inner values can be fetched from backend ort, not from {chosen}", where="fetch")
     return Request(path, kind, chosen, graph, target, threads, fetch, content, dequantize)
+
+
+def _made_for(kind: str, path: str | None) -> str | None:
+    """qnn-htp for a DLC whose stamp names only chips with HTP: QNN CPU may refuse its ops, or compute them otherwise."""
+    if kind != "dlc" or path is None:
+        return None
+    from npukit.artifacts import dlc
+    from npukit.targets import TARGETS
+
+    stamp = None
+    with contextlib.suppress(NpukitError):  # a damaged file is reported by whoever reads all of it
+        stamp = dlc.read_info(path).stamp
+    chips = [TARGETS[name] for name in stamp.targets if name in TARGETS] if stamp is not None else []
+    return "qnn-htp" if chips and all(chip.backend == "qnn-htp" for chip in chips) else None
 
 
 def _is_om(model: Any) -> bool:

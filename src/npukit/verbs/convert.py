@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import npukit
 from npukit import files, log
 from npukit.analysis import DEFAULT_SEED, text
-from npukit.errors import UsageError
+from npukit.errors import InputError, UsageError
 from npukit.verbs import options as o
 from npukit.verbs.isolate import isolated
 from npukit.verbs.options import arg, opt, verb
@@ -90,6 +90,9 @@ class ConvertOptions:
         metavar="NAME[=FILE|SHAPE]",
     )  # fmt: skip
     outputs: tuple[str, ...] = opt((), "A tensor to end at.", "--output", many=True, parse=o.strings, metavar="NAME")
+    preprocessing: Any = opt(
+        None, "What is done with image files (YAML); the artifact keeps it.", parse=o.preprocessing, metavar="FILE"
+    )
     float_bitwidth: int = opt(32, "Width that float values are held in.", choices=("16", "32"))
     strip_quantization: bool = opt(
         False, "Leave the source's quantization out: Q/DQ nodes go, the model is float.", "--strip-quantization"
@@ -241,6 +244,7 @@ def convert(options: ConvertOptions) -> ConvertResult:
     if not isinstance(given, os.PathLike):
         return _convert_object(options)
     targets = tuple(target.name for target in resolve(options.target))
+    options = replace(options, preprocessing=o.preprocessing(options.preprocessing))
     output = options.output or options.model.with_suffix(".dlc")
     with isolated(in_process=options.in_process, timeout=options.timeout) as call:
         if options.dry_run:
@@ -349,6 +353,8 @@ def _convert(options: ConvertOptions, path: Path | None) -> Converted:
         inputs=contract_inputs(lowered, [value.name or "" for value in normalized.model.graph.inputs]),
         outputs=contract_outputs(lowered, normalized.model),
     )
+    if options.preprocessing is not None:
+        _check_preprocessing(options.preprocessing, stamp.inputs)
     # A gigabyte takes a second to hash: done while the library writes, where a core is free.
     with ThreadPoolExecutor(1, initializer=_give_way) as pool:
         digest = pool.submit(lambda: normalized.source_sha256)
@@ -369,6 +375,14 @@ def _convert(options: ConvertOptions, path: Path | None) -> Converted:
         unused=tuple(held.source for held in lowered.unused),
         precision=precision,
     )
+
+
+def _check_preprocessing(spec: dict[str, Any], inputs: Sequence[IoTensor]) -> None:
+    from npukit.analysis.preprocess import Preprocessing
+
+    faults = Preprocessing.load(spec).faults(inputs)
+    if faults:
+        raise InputError("the preprocessing does not fit the model", where="--preprocessing", faults=faults)
 
 
 def _give_way() -> None:

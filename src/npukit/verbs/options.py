@@ -188,7 +188,7 @@ def _required(field: dataclasses.Field[Any]) -> bool:
 
 
 def _coerce(spec: OptionSpec, name: str, value: Any) -> Any:
-    """Strings become what the command line would make of them; other values stay as they are."""
+    """Strings and paths become what the command line would make of them; other values stay as they are."""
     if spec.choices and value is not None and str(value) not in spec.choices:
         raise UsageError(f"{value!r} is not one of {', '.join(spec.choices)}", where=name)
     if spec.parse is None or value is None:
@@ -199,7 +199,7 @@ def _coerce(spec: OptionSpec, name: str, value: Any) -> Any:
         if isinstance(value, list | tuple) and all(isinstance(v, str | Path) for v in value):
             return spec.parse([str(v) for v in value])
         return value
-    return spec.parse(value) if isinstance(value, str) else value
+    return spec.parse(str(value)) if isinstance(value, str | Path) else value
 
 
 def paths(texts: Sequence[str]) -> tuple[Path, ...]:
@@ -258,6 +258,13 @@ def files(texts: Sequence[str]) -> tuple[tuple[str, Path], ...]:
         name, equals, value = text.partition("=")
         found.append((name, Path(value)) if equals else ("", Path(text)))
     return tuple(found)
+
+
+def preprocessing(spec: Any) -> dict[str, Any] | None:
+    """A preprocessing spec (a YAML file, a dict or a `Preprocessing`) as plain data, checked; None stays None."""
+    from npukit.analysis.preprocess import Preprocessing
+
+    return None if spec is None else Preprocessing.load(spec).to_dict()
 
 
 def _pair(text: str, form: str) -> tuple[str, str]:

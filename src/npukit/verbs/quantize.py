@@ -120,7 +120,7 @@ class QuantizeOptions:
         (), "An op or node to leave in float; repeatable.", "--float-op", many=True, parse=o.strings, metavar="NAME"
     )
     float_io: bool = opt(False, "Inputs and outputs stay float in the artifact.", "--float-io")
-    preprocessing: Any = opt(None, "What is done with images (YAML).", parse=Path, metavar="FILE", hidden=True)
+    preprocessing: Any = like(ConvertOptions, "preprocessing")
     samples: int | None = opt(None, "Take at most so many calibration samples.")
     resume: bool = opt(True, "Go on with an interrupted calibration.", "--resume/--no-resume", hidden=True)
     input_shapes: dict[str, tuple[int, ...]] = like(ConvertOptions, "input_shapes")
@@ -285,9 +285,9 @@ def quantize(options: QuantizeOptions) -> QuantizeResult:
             hint="give a folder of images, a .npy file with a leading sample axis, or an input list",
         )
     targets = tuple(target.name for target in resolve(options.target or (_DEFAULT_TARGET,)))
-    options = replace(options, target=targets)
+    options = replace(options, target=targets, preprocessing=o.preprocessing(options.preprocessing))
     output = options.output or options.model.with_suffix(".quantized.dlc")
-    sent = replace(options, calibration=None, preprocessing=None)
+    sent = replace(options, calibration=None)
     with isolated(in_process=options.in_process, timeout=options.timeout) as call:
         ports: list[Port] = call(f"{_JOB}:prepare", sent)
         data = None if options.calibration is None else _dataset(options, ports)

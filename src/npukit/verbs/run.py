@@ -15,7 +15,8 @@ import numpy as np
 
 from npukit import files, log
 from npukit.analysis import DEFAULT_SEED, text
-from npukit.analysis.samples import Samples, generate, given
+from npukit.analysis.preprocess import recorded
+from npukit.analysis.samples import Samples, generate, given, read_input
 from npukit.errors import InputError, UsageError
 from npukit.runtime import BACKEND_NAMES
 from npukit.verbs import options as o
@@ -42,6 +43,9 @@ class RunOptions:
         metavar="NAME=FILE",
     )  # fmt: skip
     input_list: Path | None = opt(None, "File that lists the inputs of each run.", parse=Path, metavar="FILE")
+    preprocessing: Any = opt(
+        None, "What is done with image files (YAML) [the stamp's].", parse=o.preprocessing, metavar="FILE"
+    )
     random: int | None = opt(None, "Generate the inputs of this many runs.")
     seed: int = opt(DEFAULT_SEED, "Seed of generated inputs.")
     input_ranges: dict[str, tuple[float, float]] = opt(
@@ -163,7 +167,8 @@ def _samples(options: RunOptions, session: Session) -> Samples:
     entries = list(options.inputs)
     if options.input_list is not None:
         entries = read_list(options.input_list, [info.name for info in session.inputs])
-    return given(entries, session.inputs)
+    recipe = recorded(session.stamp.options if session.stamp else None, options.preprocessing)
+    return given(entries, session.inputs, recipe.read if recipe else read_input)
 
 
 def read_list(path: Path, names: list[str]) -> list[tuple[str, Path]]:

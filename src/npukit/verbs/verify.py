@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from npukit.analysis import DEFAULT_SEED
 from npukit.analysis.samples import InputInfo, Sample, Samples
@@ -25,6 +25,7 @@ from npukit.verbs.options import arg, opt, verb
 if TYPE_CHECKING:
     import onnx_ir as ir
 
+    from npukit.analysis.preprocess import Preprocessing
     from npukit.runtime.session import Session
 
 log = logging.getLogger(__name__)
@@ -45,6 +46,9 @@ class VerifyOptions:
         (), "Input data; several of a name are several samples.", "--input", many=True, parse=o.files,
         metavar="NAME=FILE",
     )  # fmt: skip
+    preprocessing: Any = opt(
+        None, "What is done with image files (YAML) [the stamp's].", parse=o.preprocessing, metavar="FILE"
+    )
     random: int | None = opt(None, "Generate this many samples, whatever test data there is [2].")
     seed: int = opt(DEFAULT_SEED, "Seed of generated samples.")
     input_ranges: dict[str, tuple[float, float]] = opt(
@@ -98,6 +102,7 @@ def verify_here(options: VerifyOptions, given: Samples | None = None) -> tuple[V
     """
     from npukit.analysis import compare
     from npukit.analysis import verify as analysis
+    from npukit.analysis.preprocess import recorded
     from npukit.analysis.reference import check_rewritten
     from npukit.frontends.pytorch import as_onnx
     from npukit.frontends.tflite.load import DYNAMIC_RANGE
@@ -127,7 +132,8 @@ def verify_here(options: VerifyOptions, given: Samples | None = None) -> tuple[V
         # before inputs are made: two models that do not belong together show here
         analysis.pair_outputs(names, [info.name for info in reference.outputs], indices)
         infos = analysis.input_infos(model, reference)
-        chosen = given or _samples(options, source, infos)
+        recipe = recorded(model.stamp.options if model.stamp else None, options.preprocessing)
+        chosen = given or _samples(options, source, infos, recipe)
         precision = precision_of(options.model, model)
         if source is not None and DYNAMIC_RANGE in source.metadata_props and reference.backend == "litert":
             precision = "int8"
@@ -235,11 +241,13 @@ def _worst_sample(outcome: Verification) -> int:
     return max(range(len(shares[0])), key=lambda i: max(s[i] for s in shares if i < len(s))) if shares else 0
 
 
-def _samples(options: VerifyOptions, source: ir.Model | None, infos: Sequence[InputInfo]) -> Samples:
+def _samples(
+    options: VerifyOptions, source: ir.Model | None, infos: Sequence[InputInfo], recipe: Preprocessing | None
+) -> Samples:
     from npukit.analysis import samples
 
     if options.inputs:
-        return samples.given(options.inputs, infos)
+        return samples.given(options.inputs, infos, recipe.read if recipe else samples.read_input)
     assert options.against is not None
     if options.random is None and options.test_data and not options.input_ranges:
         found = samples.test_data_sets(options.against, infos)
