@@ -120,7 +120,7 @@ REFUSED = {
     "empty": (b"", "incomplete"),
     "half": (ARANGE[:-5], "incomplete"),
     "more than one": (ARANGE + b"\0", "1 bytes follow"),
-    "unused byte": (b"\xc1", "FormatError"),
+    "unused byte": (b"\xc1", "not valid msgpack"),
     "announced list": (b"\xdd\xff\xff\xff\xff", "max_array_len"),
     "announced map": (b"\xdf\xff\xff\xff\xff", "max_map_len"),
     "announced bytes": (b"\xc6\xff\xff\xff\xff", "not valid"),

@@ -14,7 +14,7 @@ what the data holds, maps, lists, texts, nesting and the number of values are bo
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -122,7 +122,8 @@ class _Reader:
         self._count(found)
         return found
 
-    def pairs(self, found: list[tuple[Any, Any]]) -> Any:
+    def pairs(self, given: Iterable[tuple[Any, Any]]) -> Any:
+        found = list(given)  # in Python only, msgpack gives a generator
         self._count(found)
         made: dict[Any, Any] = {}
         for key, value in found:
