@@ -511,7 +511,7 @@ def _request(
 
 
 def _made_for(kind: str, path: str | None) -> str | None:
-    """qnn-htp for a DLC whose stamp names only chips with HTP: QNN CPU may refuse its ops, or compute them otherwise."""
+    """qnn-htp for a DLC whose stamp names only chips with HTP: QNN CPU may refuse its ops, or give other numbers."""
     if kind != "dlc" or path is None:
         return None
     from npukit.artifacts import dlc
