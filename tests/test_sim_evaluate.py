@@ -283,6 +283,14 @@ def test_a_worker_that_keeps_dying_ends_the_evaluation(monkeypatch: pytest.Monke
     assert [one.reason for one in kept] == ["error: WorkerDied: the worker process ended by signal 11"] * 4
 
 
+@needs_rendering
+def test_episodes_that_take_too_long_have_failed() -> None:
+    jobs = evaluate.plan("light", episodes=6, seed=0, tasks=("reach_red",))
+    kept = evaluate.run(episode.PolicySpec("random"), jobs, timeout=0.05)
+    assert len(kept) == 6
+    assert all("no answer within 0.05 s" in one.reason for one in kept)
+
+
 # ---------------------------------------------------------------- the verb
 
 

@@ -13,6 +13,7 @@ import json
 import os
 import queue
 import threading
+import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -227,10 +228,12 @@ class _Hand(threading.Thread):
 
     def _play(self, job: Job) -> Episode:
         worker = self._open()
+        begin = time.monotonic()
         try:
             one: Episode = worker.call("npukit.sim.episode:run", self._spec, job, timeout=self._timeout)
         except WorkerDied as error:
-            self._deaths += 1
+            late = self._timeout is not None and time.monotonic() - begin >= self._timeout
+            self._deaths = 0 if late else self._deaths + 1
             if self._stopped or self._deaths == _MOST_DEATHS:  # no use in going on
                 raise
             self._close()
