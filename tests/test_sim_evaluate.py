@@ -254,9 +254,9 @@ def test_video_decodes(tmp_path: Path) -> None:
         frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
         assert container.streams.video[0].average_rate == 20
     assert len(frames) == 4  # before each of three actions, and the end
-    assert frames[0].shape == (58, 36, 3)
+    assert frames[0].shape == (222, 210, 3)  # 33 x 35 six times, and a line of text
     for step, frame in enumerate(frames):
-        assert frame[2:30, 2:30].mean() == pytest.approx(40 * step, abs=6)
+        assert frame[4:190, 4:200].mean() == pytest.approx(40 * step, abs=6)
     assert [file.name for file in path.parent.iterdir()] == ["it.mp4"]
 
 

@@ -17,6 +17,7 @@ from npukit.sim import gl
 from npukit.sim.envs import Array
 
 _TEXT_HEIGHT = 24
+_LEAST_HEIGHT = 192
 _CODECS = ("libx264", "libopenh264", "mpeg4")  # the first that the installed PyAV has
 
 
@@ -33,6 +34,8 @@ class Film:
 
     def add(self, picture: Array, text: str = "") -> None:
         """Add a frame: uint8 [height, width, 3] of the same size each time, and a line of text."""
+        times = -(-_LEAST_HEIGHT // picture.shape[0])  # small pictures larger, so that the line can be read
+        picture = picture.repeat(times, axis=0).repeat(times, axis=1)
         frame = np.concatenate([picture, _caption(text, picture.shape[1])])
         frame = np.pad(frame, ((0, frame.shape[0] % 2), (0, frame.shape[1] % 2), (0, 0)))  # H.264 wants even sizes
         if not self._stream.width or not self._stream.codec_context.is_open:
