@@ -290,6 +290,15 @@ def test_endless_empty_pieces_end_the_connection(address: str) -> None:
         send_until_closed(bad, [frame(b"", opcode=0, final=False) * 100] * 1000, pause=0.001)
 
 
+@pytest.mark.parametrize("small", [frame(pack({"a": 1})), frame(b"", opcode=9)], ids=["messages", "pings"])
+def test_a_flood_of_small_frames_ends_that_client_only(address: str, small: bytes) -> None:
+    with client(address) as good, raw(address) as bad:
+        send_until_closed(bad, [small * 500] * 100, pause=0.001)
+        started = time.monotonic()
+        assert ask(good, libero(1))["actions"][0, 0] == 1
+        assert time.monotonic() - started < 3
+
+
 def test_a_client_that_is_silent_between_messages_stays(impatient: str) -> None:
     with client(impatient) as opened:
         ask(opened, libero(1))

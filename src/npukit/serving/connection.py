@@ -17,6 +17,8 @@ from typing import Any, ClassVar
 from websockets.asyncio.server import ServerConnection
 
 _MOST_PIECES = 4_096  # frames of one message
+_FRAMES_AT_ONCE = 5_000  # frames (messages, pieces, pings) that a client may send in a burst,
+_FRAMES_A_SECOND = 1_000  # and on: each takes some 20 us of the one event loop, whoever sends it
 _CONTROL = 8  # opcodes from here on are pings, pongs and closes: they stand between the frames of a message
 _MOST_UNREAD = 4 << 20  # bytes for a client that does not read them (it may ask for pongs without end)
 _DEAD_AFTER = 60  # seconds without a sign of life from the client's machine (not the program)
@@ -28,11 +30,14 @@ class Frames:
     Attributes:
         since: when the message that is being received began (`time.monotonic`); None between messages.
         pieces: its frames so far.
+        allowed: frames that may come now; below 0 the client floods.
     """
 
     def __init__(self) -> None:
         self.since: float | None = None
         self.pieces = 0
+        self.allowed = float(_FRAMES_AT_ONCE)
+        self._fed = time.monotonic()
         self._request = bytearray()  # the end of the HTTP request so far, until it is complete
         self._open = False
         self._header = bytearray()
@@ -41,6 +46,9 @@ class Frames:
 
     def feed(self, data: bytes) -> None:
         """Take what was received."""
+        now = time.monotonic()
+        self.allowed = min(self.allowed + (now - self._fed) * _FRAMES_A_SECOND, float(_FRAMES_AT_ONCE))
+        self._fed = now
         view = memoryview(data)
         if not self._open:
             self._request += data
@@ -51,9 +59,9 @@ class Frames:
             self._open = True
             view = memoryview(bytes(self._request[end + 4 :]))
             self._request.clear()
-        while view:
+        while view and self.allowed >= 0:
             if self.since is None:
-                self.since = time.monotonic()
+                self.since = now
             if self._payload:
                 taken = min(self._payload, len(view))
                 self._payload -= taken
@@ -80,6 +88,7 @@ class Frames:
         extended = {126: 2, 127: 8}.get(second, 0)
         self._payload = int.from_bytes(self._header[2 : 2 + extended], "big") if extended else second
         self._header.clear()
+        self.allowed -= 1
         if first & 0x0F < _CONTROL:
             self._within = not first & 0x80
             self.pieces += 1
@@ -118,7 +127,9 @@ class GuardedConnection(ServerConnection):
 
     def data_received(self, data: bytes) -> None:
         self.frames.feed(data)
-        if self.frames.pieces > _MOST_PIECES or self.transport.get_write_buffer_size() > _MOST_UNREAD:
+        flooded = self.frames.pieces > _MOST_PIECES or self.frames.allowed < 0
+        if flooded or self.transport.get_write_buffer_size() > _MOST_UNREAD:
+            self.logger.info("a client that %s is cut off", "floods" if flooded else "reads nothing")
             self.transport.abort()
             return
         super().data_received(data)
