@@ -12,15 +12,15 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
-from policy_tools import processors, tokenizer
 
 from npukit.policies import kinds
 from npukit.policies.kinds import Exported, ExportRequest, Kind
 from npukit.policies.package import Camera, Component, Port
 from npukit.policies.smolvla.config import step_times, time_embeddings
+from tests.policy_tools import processors, tokenizer
 
 KIND = Kind(
-    "double", ("double",), export="policy_double:export_components",
+    "double", ("double",), export="tests.policy_double:export_components",
     runtime="npukit.policies.smolvla.runtime:Runtime", steps="npukit.policies.smolvla.steps:steps",
 )  # fmt: skip
 SIDE, TOKENS, STATE, WIDTH, STEPS, CHUNK = 8, 12, 4, 6, 4, 5
@@ -32,7 +32,7 @@ BROKEN = "broken"
 
 def install(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make the kind known for the length of a test."""
-    monkeypatch.setitem(kinds.KINDS, "double", "policy_double")
+    monkeypatch.setitem(kinds.KINDS, "double", "tests.policy_double")
 
 
 def config(**fields: Any) -> dict[str, Any]:

@@ -20,8 +20,8 @@ from npukit.policies.parity import action_error, difference
 from npukit.policies.run_verb import run
 
 pytest.importorskip("tokenizers")
-import policy_double as double
-from policy_tools import statistics
+from tests import policy_double as double
+from tests.policy_tools import statistics
 
 
 @pytest.fixture(autouse=True)

@@ -14,13 +14,13 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
-from policy_tools import processors, statistics
 from safetensors.numpy import save_file
-from smolvla_tools import config
 
 from npukit.errors import ArtifactError, ModelError
 from npukit.policies import lerobot
 from npukit.policies.safetensors_file import SafetensorsFile, write
+from tests.policy_tools import processors, statistics
+from tests.smolvla_tools import config
 
 WORDS = {"pad_id": 2, "truncation_side": None, "vocabulary": 512}
 PRE = "policy_preprocessor.json"

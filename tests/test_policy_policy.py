@@ -19,8 +19,8 @@ from npukit.errors import ArtifactError, InputError, NativeError, UsageError
 from npukit.policies import kinds
 
 pytest.importorskip("tokenizers")
-import policy_double as double
-from policy_tools import statistics
+from tests import policy_double as double
+from tests.policy_tools import statistics
 
 
 @pytest.fixture(scope="module")

@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from policy_tools import tokenizer
 
 from npukit.errors import ArtifactError, InputError
 from npukit.policies import processing
 from npukit.policies.package import Feature
 from npukit.policies.processing import Postprocessor, Preprocessor, bilinear, resize_with_pad
+from tests.policy_tools import tokenizer
 
 CAMERA = "observation.images.top"
 STATE = "observation.state"

@@ -28,7 +28,7 @@ from npukit.errors import CheckFailed, Fault, ModelError, UsageError
 from npukit.policies import artifacts, kinds, lerobot, observations, safetensors_file, tokenizer
 from npukit.policies.artifacts import Artifact
 from npukit.policies.kinds import Exported, ExportRequest, Probe
-from npukit.policies.package import MANIFEST, PARITY, STATISTICS, TOKENIZER, Component, Manifest, hashes
+from npukit.policies.package import MANIFEST, PARITY, STATISTICS, TOKENIZER, Component, Feature, Manifest, hashes
 from npukit.policies.parity import action_error, difference
 from npukit.policies.policy import SIMULATED, Policy
 from npukit.policies.processing import Preprocessor
@@ -144,6 +144,7 @@ class _Export:
         self.compared: list[dict[str, Any]] = []
         steps = kinds.resolve(kind.steps)(checkpoint.config) if kind.steps else ()
         self.before = (*checkpoint.preprocessing, *steps)
+        self.inputs = {**_absent(steps), **checkpoint.inputs}
         (action,) = checkpoint.outputs.values()
         self.after = ({"step": "cut", "length": action.shape[0]}, *checkpoint.postprocessing)
 
@@ -151,14 +152,14 @@ class _Export:
         self._common()
         # all that can be wrong with it shows before the long work
         Preprocessor(
-            self.checkpoint.inputs,
+            self.inputs,
             self.before,
             self.checkpoint.statistics,
             self.folder / TOKENIZER if self.words else None,
         )
         parts: _Parts = self._call(
             "_components", self.kind.name, self.request.checkpoint, self.folder, self.request.threads, self.before,
-            self.checkpoint.inputs, self.checkpoint.statistics, self.checkpoint.config, bool(self.words),
+            self.inputs, self.checkpoint.statistics, self.checkpoint.config, bool(self.words),
         )  # fmt: skip
         self.stages.found += parts.stages
         self.exported = parts.exported
@@ -221,7 +222,7 @@ class _Export:
             for component in self.exported.components
         )
         return Manifest(
-            kind=self.kind.name, config=self.exported.config, inputs=self.checkpoint.inputs,
+            kind=self.kind.name, config=self.exported.config, inputs=self.inputs,
             outputs=self.checkpoint.outputs, cameras=self.exported.cameras, preprocessing=self.before,
             postprocessing=self.after, components=components, chunk_size=self.exported.chunk_size,
             n_action_steps=self.exported.n_action_steps, tokenizer=words, source=self.source,
@@ -343,6 +344,12 @@ class _Export:
         manifest.write(self.folder)
         return Made(manifest, {**parity, "stages": [stage.to_json() for stage in self.stages.found]},
                     sum(row["bytes"] for row in found.values()))  # fmt: skip
+
+
+def _absent(steps: Sequence[Mapping[str, Any]]) -> dict[str, Feature]:
+    """Cameras that may be missing, of which a config need not say more than their number."""
+    found = [step for step in steps if step["step"] == "fill_cameras"]
+    return {name: Feature("VISUAL", tuple(step["shape"])) for step in found for name in step["names"]}
 
 
 def _precisions(made: Sequence[Artifact]) -> str:
