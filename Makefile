@@ -16,7 +16,7 @@ BINDING_TESTS := tests/test_qnn_api_native.py tests/test_capture.py tests/test_a
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup demo check lint unit test test-all conformance networks env-openpi bench bench-serving bench-sentences bench-quantization soak fuzz sbom wheel docs-api clean
+.PHONY: help setup demo check lint unit test test-all conformance networks env-openpi train bench bench-serving bench-sentences bench-quantization soak fuzz sbom wheel docs-api clean
 .DELETE_ON_ERROR:
 
 help:
@@ -27,6 +27,7 @@ help:
 	@echo "make lint         ruff, mypy, import-linter"
 	@echo "make conformance  the ONNX backend tests over all paths; writes docs/op-coverage.md"
 	@echo "make networks     eight real networks at full size on both backends; writes docs/results/networks.md"
+	@echo "make train        the small policy of training/ from nothing (about half an hour)"
 	@echo "make bench        cost against bare C calls and ONNX Runtime's QNN provider"
 	@echo "make bench-quantization  the quantizer against ONNX Runtime's and AIMET's (under 3 hours)"
 	@echo "make bench-sentences  quantizations of a trained sentence encoder; writes docs/results/sentence-encoder.md"
@@ -93,6 +94,11 @@ env-openpi:
 
 networks: $(READY)
 	$(BIN)/python -m networks --markdown docs/results/networks.md
+
+# The committed policy is training/checkpoint; this makes another from nothing, beside it.
+train: $(TORCH)
+	$(BIN)/python -m pip install --quiet -c constraints.txt --no-build-isolation -e ".[policy,sim]"
+	$(BIN)/python -m training
 
 bench: $(READY) $(PEER)
 	@mkdir -p results
