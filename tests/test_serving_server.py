@@ -22,7 +22,7 @@ msgpack = pytest.importorskip("msgpack")
 from websockets.exceptions import ConnectionClosed, InvalidStatus  # noqa: E402
 
 from npukit.errors import InputError, NativeError, UsageError  # noqa: E402
-from npukit.serving import server as serving  # noqa: E402
+from npukit.serving.address import address_of, bind  # noqa: E402
 from npukit.serving.connection import Frames  # noqa: E402
 from npukit.serving.messages import pack, unpack  # noqa: E402
 from npukit.serving.server import Limits, PolicyServer, background  # noqa: E402
@@ -454,8 +454,8 @@ def test_what_is_no_web_socket_is_told(address: str) -> None:
 
 
 def test_nobody_connects_before_it_is_warm() -> None:
-    listener = serving.bind("127.0.0.1", 0)
-    address = serving.address_of(listener)
+    listener = bind("127.0.0.1", 0)
+    address = address_of(listener)
     with pytest.raises(ConnectionRefusedError):
         raw(address)
     policy = DoublePolicy()
@@ -495,13 +495,13 @@ def test_a_second_stop_does_not_wait(policy: DoublePolicy, server: PolicyServer)
 
 
 def test_an_address_that_cannot_be_had() -> None:
-    with serving.bind("127.0.0.1", 0) as taken:
+    with bind("127.0.0.1", 0) as taken:
         taken.listen()
         port = taken.getsockname()[1]
         with pytest.raises(UsageError, match="another program"):
-            serving.bind("127.0.0.1", port)
+            bind("127.0.0.1", port)
     with pytest.raises(UsageError, match="no address"):
-        serving.bind("no-such-host.invalid", 1)
+        bind("no-such-host.invalid", 1)
 
 
 # ---------------------------------------------------------------- following frames

@@ -158,7 +158,7 @@ def test_options_that_cannot_be_meant(package: Path, options: dict[str, Any], wh
 
 
 def test_a_port_that_is_taken_is_told_before_the_policy_is_loaded(tmp_path: Path) -> None:
-    from npukit.serving.server import bind
+    from npukit.serving.address import bind
 
     with bind("127.0.0.1", 0) as taken:
         taken.listen()

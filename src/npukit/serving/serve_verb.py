@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 from npukit import files
 from npukit.errors import CheckFailed, UsageError
 from npukit.serving import require
+from npukit.serving.address import address_of, bind, is_local
 from npukit.verbs.options import arg, opt, verb
 
 if TYPE_CHECKING:
@@ -142,8 +143,8 @@ def serve(options: ServeOptions) -> ServeResult:
 
     token = _token(options)
     port = options.port if options.port is not None else 0 if options.check else 8000
-    with contextlib.closing(serving.bind(options.host, port)) as listener:
-        if token is None and not serving.is_local(listener):
+    with contextlib.closing(bind(options.host, port)) as listener:
+        if token is None and not is_local(listener):
             raise UsageError(
                 f"{options.host} can be reached from other machines: clients must send a token", where="--host",
                 hint=_MAKE_TOKEN,
@@ -208,7 +209,7 @@ def _run(options: ServeOptions, served: PolicyServer, listener: socket.socket, t
         with serving.background(served, listener=listener) as address:
             found = _self_check(served, listener, address, token)
         return _result(served.counts, address, warm_up, time.monotonic() - started, "check", found)
-    address = serving.address_of(listener)
+    address = address_of(listener)
     started = time.monotonic()
 
     def ready() -> None:
