@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from safetensors.numpy import load_file
 
 import npukit
 from npukit.errors import ModelError
@@ -158,6 +159,14 @@ def test_the_head_takes_the_cache_as_it_lies(other: Made) -> None:
                 assert list(user.attribute[0].ints) == [0, 1, 3, 2]
     made = {output: node.op_type for node in other.model("llm_backbone").graph.node for output in node.output}
     assert (made["kv_keys"], made["kv_values"]) == ("Concat", "Concat")
+
+
+def test_positions_are_a_table_in_order(tiny: Made) -> None:
+    model = onnx.load(str(tiny.folder / "vision_encoder.onnx"))
+    (positions,) = (item for item in model.graph.initializer if item.name == "positions")
+    held = load_file(tiny.folder.parent / "checkpoint" / "model.safetensors")
+    (table,) = (array for name, array in held.items() if name.endswith("position_embedding.weight"))
+    np.testing.assert_array_equal(onnx.numpy_helper.to_array(positions), table)
 
 
 @pytest.mark.native

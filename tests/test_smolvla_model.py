@@ -165,6 +165,32 @@ def test_a_language_model_that_nobody_knows_needs_its_config() -> None:
         read_config(tools.config(), shapes(tools.config()), other)
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"num_vlm_layers": 9}, {"chunk_size": 1 << 20}, {"prefix_length": 1 << 30},
+        {"resize_imgs_with_padding": [0, 0]}, {"resize_imgs_with_padding": None},
+        {"input_features": {}}, {"input_features": []},
+        {"output_features": {"action": {"type": "ACTION", "shape": [None]}}}, {"max_period": float("nan")},
+    ],
+)  # fmt: skip
+def test_what_would_build_a_network_without_end_is_refused(fields: dict[str, Any]) -> None:
+    weights = shapes(tools.config())
+    with pytest.raises(ModelError, match=next(iter(fields)).removeprefix("in").removeprefix("out")):
+        read_config(tools.config(**fields), weights, tools.TINY_VLM)
+
+
+def test_images_that_are_not_resized_have_the_features_size() -> None:
+    features = {**tools.config()["input_features"]}
+    for name in [name for name in features if "images" in name]:
+        features[name] = {"type": "VISUAL", "shape": [3, 32, 32]}
+    assert tiny_of(resize_imgs_with_padding=None, input_features=features).image == 32
+
+
+def tiny_of(**fields: Any) -> numbers.SmolVLAConfig:
+    return read_config(tools.config(**fields), shapes(tools.config()), tools.TINY_VLM)
+
+
 def test_positions_are_in_order_where_float_buckets_are_not() -> None:
     np.testing.assert_array_equal(position_ids(32, 32), np.arange(1024))
     # what transformers 4.56 and 4.57 compute in float32: rows and columns 0, 0, 1, 2, ...
@@ -261,6 +287,8 @@ def test_each_weight_keeps_its_dtype(tmp_path: Path) -> None:
     wide = load_model(weights, config, dtype=torch.float32)
     chunk, exact = (whole(network, export.random_sample(config)) for network in (model, wide))
     assert np.abs(chunk - exact).max() < 0.02 * np.ptp(exact)
+    half = load_model(weights, config, dtype=torch.bfloat16, attention="sdpa")
+    assert np.abs(whole(half, export.random_sample(config)) - exact).max() < 0.05 * np.ptp(exact)
 
 
 # ---------------------------------------------------------------- the network

@@ -272,11 +272,11 @@ class _Fields:
             return default
         return value
 
-    def count(self, name: str, default: int, least: int = 1) -> int:
+    def count(self, name: str, default: int, least: int = 1, most: int = 1 << 12) -> int:
         def check(value: Any) -> bool:
-            return isinstance(value, int) and not isinstance(value, bool) and least <= value <= 1 << 24
+            return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
 
-        found: int = self.get(name, default, check, f"a whole number from {least} is expected")
+        found: int = self.get(name, default, check, f"a whole number from {least} to {most} is expected")
         return found
 
     def number(self, name: str, default: float) -> float:
@@ -306,7 +306,7 @@ def read_config(values: Mapping[str, Any], shapes: Shapes, vlm: Mapping[str, Any
         "chunk_size": get("chunk_size", 50), "n_action_steps": get("n_action_steps", 50),
         "num_steps": get("num_steps", 10), "max_state": get("max_state_dim", 32),
         "max_action": get("max_action_dim", 32), "tokens": get("tokenizer_max_length", 48),
-        "prefix_length": max(get("prefix_length", -1, -1), 0),
+        "prefix_length": max(get("prefix_length", -1, -1, 1 << 14), 0),
         "min_period": f.number("min_period", 4e-3), "max_period": f.number("max_period", 4.0),
     }  # fmt: skip
     if numbers["n_action_steps"] > numbers["chunk_size"]:
@@ -323,7 +323,7 @@ def read_config(values: Mapping[str, Any], shapes: Shapes, vlm: Mapping[str, Any
     facts = _Vlm(f, shapes, vlm)
     vision, shuffle = facts.vision(), facts.shuffle()
     text = facts.text(get("num_vlm_layers", 16, -1))
-    image = _image(f, vision, shuffle, values)
+    image = _image(f, vision, shuffle, _of(values.get("input_features"), "VISUAL"))
     width, hidden = facts.expert(text, f.number("expert_width_multiplier", 0.75))
     special = f.get("add_image_special_tokens", False, lambda v: isinstance(v, bool), "true or false is expected")
     start, end = facts.special() if special else ((), ())
@@ -357,17 +357,14 @@ def read_vlm_config(checkpoint: Path) -> dict[str, Any] | None:
 
 
 def _features(f: _Fields, max_state: int, max_action: int) -> tuple[tuple[str, ...], int, int, int]:
-    empty = f.count("empty_cameras", 0, 0)
+    empty = f.count("empty_cameras", 0, 0, 64)
     given = {name: f.get(name, {}, lambda v: isinstance(v, dict), "an object is expected")
              for name in ("input_features", "output_features")}  # fmt: skip
 
-    def of(name: str, kind: str) -> dict[str, list[int]]:
-        rows = {k: v for k, v in given[name].items() if isinstance(v, dict) and v.get("type") == kind}
-        return {k: v["shape"] for k, v in rows.items() if isinstance(v.get("shape"), list) and v["shape"]}
-
-    cameras = list(of("input_features", "VISUAL"))
+    cameras = list(_of(given["input_features"], "VISUAL"))
     cameras += [name for name in (f"{EMPTY}{i}" for i in range(empty)) if name not in cameras]
-    state, action = of("input_features", "STATE").get(STATE), of("output_features", "ACTION").get("action")
+    state = _of(given["input_features"], "STATE").get(STATE)
+    action = _of(given["output_features"], "ACTION").get("action")
     if not cameras or not state or not action:
         f.faults.append(Fault("an image, observation.state and action are needed", "input_features, output_features"))
         return ("",), 0, 1, 1
@@ -377,17 +374,27 @@ def _features(f: _Fields, max_state: int, max_action: int) -> tuple[tuple[str, .
     return tuple(cameras), min(empty, len(cameras)), int(state[-1]), int(action[-1])
 
 
-def _image(f: _Fields, vision: Vision, shuffle: int, values: Mapping[str, Any]) -> int:
+def _of(features: Any, kind: str) -> dict[str, list[int]]:
+    """Shapes of the features of one type; what is none is left out."""
+    rows = features if isinstance(features, dict) else {}
+    found = {name: row for name, row in rows.items() if isinstance(row, dict) and row.get("type") == kind}
+    return {name: row["shape"] for name, row in found.items() if _is_shape(row.get("shape"))}
+
+
+def _is_shape(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(type(n) is int and 0 < n <= 1 << 16 for n in value)
+
+
+def _image(f: _Fields, vision: Vision, shuffle: int, images: Mapping[str, list[int]]) -> int:
+    """Side of the images in pixels."""
     name = "resize_imgs_with_padding"
     f.seen.add(name)
-    sizes = values.get(name, [512, 512])
+    sizes: Any = f.values.get(name, [512, 512])
     if sizes is None:
-        features = values.get("input_features") or {}
-        found = {tuple(v["shape"][1:]) for v in features.values() if isinstance(v, dict) and v.get("type") == "VISUAL"}
+        found = {tuple(shape[1:]) for shape in images.values()}
         sizes = list(found.pop()) if len(found) == 1 else None
-    if (not isinstance(sizes, list) or len(sizes) != 2 or sizes[0] != sizes[1] or not isinstance(sizes[0], int)
-            or sizes[0] < 1):  # fmt: skip
-        f.fault(name, "images of one square size are needed")
+    if not _is_shape(sizes) or len(sizes) != 2 or sizes[0] != sizes[1] or sizes[0] > 1 << 12:
+        f.fault(name, "images of one square size are needed, of at most 4096 pixels")
         return vision.patch * shuffle
     unit = vision.patch * shuffle
     if sizes[0] % unit:
@@ -457,6 +464,9 @@ class _Vlm:
         if said is not None and (not isinstance(said, int) or isinstance(said, bool) or said < 1):
             self.f.faults.append(Fault(f"{said!r}: a positive whole number is expected", where))
             said = None
+        if seen is not None and seen < 1:
+            self.f.faults.append(Fault(f"the weights have {seen}: a positive number is expected", where))
+            seen = None
         if said is not None and seen is not None and said != seen:
             hint = (
                 ""
@@ -479,8 +489,9 @@ class _Vlm:
         return value
 
     def count(self, prefix: str) -> int | None:
-        numbers = [int(m[1]) for m in (re.match(re.escape(prefix) + r"(\d{1,6})\.", key) for key in self.shapes) if m]
-        return max(numbers) + 1 if numbers else None
+        """How many layers the weights have; whether they are numbered without gaps shows when weights are checked."""
+        found = (re.match(re.escape(prefix) + r"(\d+)\.", key) for key in self.shapes)
+        return len({match[1] for match in found if match}) or None
 
     def vision(self) -> Vision:
         part, layer = "vision_config", f"{VISION}encoder.layers.0."
@@ -517,6 +528,9 @@ class _Vlm:
             self.f.faults.append(Fault(what, f"{self.source}: {part}"))
         held = self.count(f"{TEXT}layers.")
         layers = kept if kept > 0 else held or self.number(part, "num_hidden_layers")
+        if held is not None and kept > held:
+            self.f.fault("num_vlm_layers", f"the weights have {held} layers")
+            layers = held
         return Text(
             width, layers, heads, kv_heads, head,
             self.number(part, "intermediate_size", self.shape(f"{TEXT}layers.0.mlp.gate_proj.weight", 0)),
