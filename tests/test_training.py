@@ -14,11 +14,13 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from npukit.policies.smolvla import weights as loading  # noqa: E402
-from npukit.sim.scene import TASKS  # noqa: E402
+from npukit.sim.scene import TASKS, LightScene  # noqa: E402
+from tests.sim_tools import needs_rendering  # noqa: E402
 from training import checkpoint, data, train  # noqa: E402
 from training.network import Sizes, embed_time  # noqa: E402
 from training.words import PAD, WORDS, tokenize, tokenizer_json  # noqa: E402
 
+COMMITTED = Path(checkpoint.__file__).with_name("checkpoint")
 TINY = Sizes(
     vision_hidden=16, vision_layers=1, vision_heads=2, vision_mlp=32, hidden=32, head_dim=8, mlp=48, text=12
 )  # fmt: skip
@@ -113,3 +115,49 @@ def test_a_run_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.Monk
     }
     # The language model's last layer only gives keys and values, and its head is not used.
     assert all(name in changed or name in still or ".text_model.layers.3." in name for name in end)
+
+
+@needs_rendering
+def test_looking_ahead_leaves_the_scene_as_it_was() -> None:
+    scene = LightScene("lift_red")
+    scene.reset(seed=3)
+    for _ in range(4):
+        scene.step(data.ahead(scene)[0])
+    data.ahead(scene)  # after a step MuJoCo's positions are a substep behind; from here on they are of this moment
+    seen, planned = scene.observe(), data.ahead(scene)
+    np.testing.assert_array_equal(scene.observe()["observation.images.image"], seen["observation.images.image"])
+    for action in planned:
+        np.testing.assert_allclose(data.ahead(scene, 1)[0], action, atol=1e-6)  # it does what it foresaw
+        scene.step(action)
+    scene.close()
+
+
+@needs_rendering
+def test_demonstrations_go_on_where_they_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(data, "SHARD", 30)
+    data.write(tmp_path / "whole", 60, 5)
+    data.write(tmp_path / "halves", 30, 5)
+    data.write(tmp_path / "halves", 60, 5)
+    whole, halves = (list(data.load(tmp_path / name, {}).values()) for name in ("whole", "halves"))
+    assert len(whole) == len(halves) >= 2
+    for one, other in zip(whole, halves, strict=True):
+        assert one["image"].shape[1:] == (2, 64, 64, 3)
+        assert one["action"].shape[1:] == (data.CHUNK, 7)
+        np.testing.assert_array_equal(one["image"], other["image"])
+        np.testing.assert_array_equal(one["action"], other["action"])
+
+
+@needs_rendering
+@pytest.mark.skipif(not COMMITTED.is_dir(), reason="there is no trained policy")
+def test_the_committed_policy_succeeds() -> None:
+    figures = json.loads((COMMITTED / "evaluation.json").read_text())
+    share = {
+        name: figures[name]["successes"] / figures[name]["episodes"] for name in ("usual", "grey pictures", "another")
+    }
+    assert figures["usual"]["episodes"] >= 500
+    assert share["usual"] >= 0.85
+    assert share["grey pictures"] <= 0.3
+    assert share["another"] <= 0.4
+    run = checkpoint.read(COMMITTED)
+    found = train.evaluate(run, 12, first=200_000)
+    assert train.rate(found) >= 0.85

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from npukit.sim.scene import ACTION_SIZE, STATE_SIZE
 from training.network import Sizes
@@ -104,11 +104,13 @@ def write(run: Run, folder: Path, n_action_steps: int) -> None:
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     _json(folder / "config.json", config(run.sizes, n_action_steps))
     _json(folder / "vlm_config.json", vlm_config(run.sizes))
+    (folder / "model.safetensors").chmod(0o644)
     for name, steps in processors(run.sizes).items():
         for number, step in enumerate(steps):
             if "normalizer" in step["registry_name"]:
                 step["state_file"] = f"{name}_step_{number}_{step['registry_name']}.safetensors"
                 save_file({k: v.contiguous() for k, v in run.statistics.items()}, folder / step["state_file"])
+                (folder / step["state_file"]).chmod(0o644)
         _json(folder / f"{name}.json", {"name": name, "steps": steps})
     (folder / "tokenizer.json").write_text(tokenizer_json(), encoding="utf-8")
     _json(folder / "tokenizer_config.json", {"pad_token": WORDS[PAD], "truncation_side": "right"})
@@ -116,6 +118,30 @@ def write(run: Run, folder: Path, n_action_steps: int) -> None:
 
 def _json(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+
+
+def read(folder: Path) -> Run:
+    """A run whose averaged network is that of a checkpoint of `write`: to evaluate it, or to train it further."""
+    from training.train import Run
+
+    values, vlm = (json.loads((folder / name).read_text("utf-8")) for name in ("config.json", "vlm_config.json"))
+    text, vision = vlm["text_config"], vlm["vision_config"]
+    sizes = Sizes(
+        image=vision["image_size"], patch=vision["patch_size"], vision_hidden=vision["hidden_size"],
+        vision_layers=vision["num_hidden_layers"], vision_heads=vision["num_attention_heads"],
+        vision_mlp=vision["intermediate_size"], shuffle=vlm["scale_factor"], hidden=text["hidden_size"],
+        layers=text["num_hidden_layers"], heads=text["num_attention_heads"], kv_heads=text["num_key_value_heads"],
+        head_dim=text["head_dim"], mlp=text["intermediate_size"], vocabulary=text["vocab_size"],
+        expert_multiplier=values["expert_width_multiplier"], every=values["self_attn_every_n_layers"],
+        cameras=len(CAMERAS), text=values["tokenizer_max_length"], chunk=values["chunk_size"],
+        state=values["max_state_dim"], action=values["max_action_dim"],
+    )  # fmt: skip
+    (state,) = folder.glob("policy_preprocessor_step_*.safetensors")
+    run = Run(sizes, load_file(state))
+    weights = {name.removeprefix("model."): tensor for name, tensor in load_file(folder / "model.safetensors").items()}
+    run.average.load_state_dict(weights)
+    run.network.load_state_dict(weights)
+    return run
 
 
 def random_run(sizes: Sizes, seed: int = 0) -> Run:

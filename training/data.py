@@ -68,12 +68,6 @@ def places(scene: LightScene) -> Array:
     return np.concatenate([(scene.block(name) - scene.tip)[:2] for name in COLOURS]).astype(np.float32) * 10
 
 
-def choose(scene: LightScene, task: str) -> None:
-    """Make the scene one of another task, which spares setting it up anew."""
-    scene.task = TASKS[task]
-    scene.instruction = scene.task.description
-
-
 def episodes(part: int, start: int, policy: Act | None) -> Iterator[dict[str, list[Any]]]:
     """Episodes without end: lists of `image`, `state`, `task`, `action`, `place` by frame."""
     scene = LightScene(NAMES[0])
@@ -83,7 +77,7 @@ def episodes(part: int, start: int, policy: Act | None) -> Iterator[dict[str, li
         rng = np.random.default_rng(seed)
         number += 1
         task = int(rng.integers(len(NAMES)))
-        choose(scene, NAMES[task])
+        scene.change_task(NAMES[task])
         observation, _ = scene.reset(seed=seed)
         rows: dict[str, list[Any]] = {name: [] for name in ("image", "state", "task", "action", "place")}
         disturb = _Disturbance(rng)
