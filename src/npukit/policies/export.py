@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from npukit import files
-from npukit.errors import CheckFailed, Fault, ModelError, UsageError
+from npukit.errors import ArtifactError, CheckFailed, Fault, ModelError, UsageError
 from npukit.policies import artifacts, kinds, lerobot, observations, safetensors_file, tokenizer
 from npukit.policies.artifacts import Artifact
 from npukit.policies.kinds import Exported, ExportRequest, Probe
@@ -43,6 +43,7 @@ Array = npt.NDArray[Any]
 _SEED = 20240601
 # Seconds for a GFLOP on the HTP emulator (shared/reference/README.md), by bits of activations; 0 is float16.
 _EMULATOR = {0: 16.0, 8: 0.3, 16: 1.7}
+_EMBEDDING = "embed_tokens.weight"  # end of the name of a table with a row a token
 # What a chunk must come to against PyTorch: least cosine, largest error as a share of the chunk's range.
 LIMITS: dict[str, tuple[float, float | None]] = {"ort": (0.999999, 1e-4), "qnn-cpu": (0.99999, None)}
 
@@ -150,6 +151,7 @@ class _Export:
 
     def run(self) -> Made:
         self._common()
+        self._check_weights()
         # all that can be wrong with it shows before the long work
         Preprocessor(
             self.inputs,
@@ -164,7 +166,6 @@ class _Export:
         self.stages.found += parts.stages
         self.exported = parts.exported
         self.notes += parts.exported.notes
-        self._check_vocabulary()
         tasks = artifacts.plan(
             self.exported.components, self.request.backends, self.request.precisions, self.request.targets
         )
@@ -202,13 +203,24 @@ class _Export:
         else:
             self.words = None
 
-    def _check_vocabulary(self) -> None:
-        config = self.exported.config
-        vocabulary = config.get("vocab", config.get("network", {}).get("text", {}).get("vocab"))
-        if self.words is not None and isinstance(vocabulary, int) and self.words[1]["vocabulary"] > vocabulary:
+    def _check_weights(self) -> None:
+        """What the header of the weights shows to be wrong, before the long work.
+
+        Raises:
+            ModelError: the file is not whole, or the tokenizer has more tokens than the model.
+        """
+        path = self.checkpoint.folder / lerobot.WEIGHTS
+        if not path.is_file():
+            return  # the kind's exporter knows what else it may read
+        try:
+            weights = safetensors_file.SafetensorsFile(path)
+        except ArtifactError as error:
+            raise ModelError(error.what, where=error.where, hint=error.hint) from None
+        held = max((entry.shape[0] for name, entry in weights.items() if name.endswith(_EMBEDDING)), default=None)
+        if self.words is not None and held is not None and self.words[1]["vocabulary"] > held:
             raise ModelError(
-                f"the tokenizer has {self.words[1]['vocabulary']} tokens, the model {vocabulary}",
-                where=str(self.words[0]), hint="it belongs to another model: give that model's with --tokenizer",
+                f"the tokenizer has {self.words[1]['vocabulary']} tokens, the model {held}", where=str(self.words[0]),
+                hint="it belongs to another model: give that model's with --tokenizer",
             )  # fmt: skip
 
     def _manifest(self, paths: Mapping[str, dict[str, str]], precisions: Mapping[str, dict[str, str]]) -> Manifest:
