@@ -17,11 +17,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import npukit
 from npukit import files, log
 from npukit.analysis import DEFAULT_SEED, text
 from npukit.errors import InputError, UsageError
 from npukit.verbs import options as o
+from npukit.verbs.contract import contract_inputs, contract_outputs, source_stamp
 from npukit.verbs.isolate import isolated
 from npukit.verbs.options import arg, opt, verb
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from npukit.frontends.onnx.options import Normalized
     from npukit.frontends.pytorch import Exported
     from npukit.lowering import Lowered
-    from npukit.qnn.graph import Op, Tensor
+    from npukit.qnn.graph import Op
     from npukit.targets import Target
 
 _DATA = {".npy", ".npz", ".raw", ".bin", ".png", ".jpg", ".jpeg"}
@@ -392,24 +392,6 @@ def _give_way() -> None:
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
 
 
-def source_stamp(source: Path, targets: Sequence[Target], lowered: Lowered, options: dict[str, Any]) -> Stamp:
-    """The stamp of what is made from a source model, without its contract and the source's hash."""
-    from npukit.artifacts.stamp import Stamp
-    from npukit.qnn.api import libraries
-
-    library = libraries.find("ir")
-    return Stamp(
-        npukit_version=npukit.__version__,
-        qairt_build=library.build_id,
-        core_api_version=".".join(map(str, library.core_version)),
-        needs_qairt=".".join(library.build_id.lstrip("v").split(".")[:2]),
-        source_name=source.name,
-        targets=tuple(target.name for target in targets),
-        options=options,
-        names={value: name for value, name in lowered.names.items() if value != name},
-    )
-
-
 def lower_source(
     options: ConvertOptions,
     targets: Sequence[Target],
@@ -494,56 +476,6 @@ def validator(target: Target, stack: contextlib.ExitStack) -> Callable[[Op], str
     if target.backend not in _ROLES:
         raise UsageError(f"a DLC is not for {target.name}", where="--target", hint="npukit targets lists all")
     return stack.enter_context(Backend(_ROLES[target.backend], soc_id=target.soc_id)).validate
-
-
-def contract_inputs(lowered: Lowered, order: list[str]) -> tuple[IoTensor, ...]:
-    """The inputs of the contract in source order, those that nothing depends on included: they have no tensor."""
-    from npukit.artifacts.stamp import IoTensor
-
-    found = [io_tensor(tensor) for tensor in lowered.graph.inputs]
-    for held in lowered.unused:
-        dtype = SOURCE_DTYPES.get(held.dtype, held.dtype)
-        found.append(IoTensor(held.source, dtype, held.shape, "", "UNDEFINED"))
-    place = {name: i for i, name in enumerate(order)}
-    return tuple(sorted(found, key=lambda io: place.get(io.name, len(place))))
-
-
-def contract_outputs(lowered: Lowered, model: ir.Model) -> tuple[IoTensor, ...]:
-    """The outputs of the contract; what provably fits its narrower tensor is not narrowed."""
-    from npukit.frontends.onnx.ranges import Ranges, fits_int32
-
-    ranges = Ranges()
-    values = {value.name: value for value in model.graph.outputs}
-    found = []
-    for tensor in lowered.graph.outputs:
-        io = io_tensor(tensor)
-        if io.narrowed and io.held_dtype == "INT_32" and fits_int32(values[io.name], ranges):
-            io = replace(io, narrowed=False)
-        found.append(io)
-    return tuple(found)
-
-
-SOURCE_DTYPES = {"float": "float32", "double": "float64"}
-_NARROWED = {
-    "int64": ("INT_32",),
-    "uint64": ("INT_32", "UINT_32"),
-    "uint32": ("INT_32",),
-    "float64": ("FLOAT_32", "FLOAT_16"),
-}
-
-
-def io_tensor(tensor: Tensor) -> IoTensor:
-    """The contract of one graph input or output."""
-    from npukit.artifacts.stamp import IoTensor
-
-    held = tensor.held
-    if held is None:
-        return IoTensor(tensor.name, tensor.dtype.numpy.name, tensor.shape, tensor.name, tensor.dtype.name)
-    dtype = SOURCE_DTYPES.get(held.dtype, held.dtype)
-    narrowed = tensor.dtype.name in _NARROWED.get(dtype, ())
-    return IoTensor(
-        held.source, dtype, held.shape, tensor.name, tensor.dtype.name, held.perm, tensor.encoding, narrowed
-    )
 
 
 def _double_notes(model: ir.Model) -> list[str]:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from npukit.errors import Fault, LoweringError, MissingDependency
 from npukit.verbs import convert as conversion
+from npukit.verbs.contract import contract_inputs, contract_outputs
 from npukit.verbs.isolate import isolated
 from npukit.verbs.options import arg, like, opt, specs, verb
 
@@ -204,8 +205,8 @@ def _lint(options: LintOptions) -> list[Finding]:
     found += [Finding("front-end", "cut off by the options", name) for name in normalized.cut]
     order = [value.name or "" for value in normalized.model.graph.inputs]
     for side, contract in (
-        ("input", conversion.contract_inputs(lowered, order)),
-        ("output", conversion.contract_outputs(lowered, normalized.model)),
+        ("input", contract_inputs(lowered, order)),
+        ("output", contract_outputs(lowered, normalized.model)),
     ):
         narrow = [io for io in contract if io.narrowed]
         found += [Finding("narrowed-io", f"{io.dtype} held as {io.held_dtype}", f"{side} {io.name!r}") for io in narrow]

@@ -47,18 +47,8 @@ from npukit.runtime.qnn import pick_graph
 from npukit.runtime.session import file_kind
 from npukit.targets import resolve
 from npukit.verbs import options as o
-from npukit.verbs.convert import (
-    SOURCE_DTYPES,
-    ConvertOptions,
-    contract_inputs,
-    contract_outputs,
-    cut_source,
-    io_tensor,
-    lower_source,
-    source_stamp,
-    torch_source,
-    validator,
-)
+from npukit.verbs.contract import SOURCE_DTYPES, contract_inputs, contract_outputs, io_tensor, source_stamp
+from npukit.verbs.convert import ConvertOptions, cut_source, lower_source, torch_source, validator
 from npukit.verbs.quantize import Port, Quantized, QuantizeOptions
 from npukit.verbs.verify import VerifyOptions, verify_here
 
