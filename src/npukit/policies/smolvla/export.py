@@ -13,7 +13,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -23,9 +23,6 @@ from npukit.policies.package import Camera, Component, Port
 from npukit.policies.parity import difference
 from npukit.policies.smolvla import weights as loading
 from npukit.policies.smolvla.config import EMPTY, STATE, SmolVLAConfig, step_times, time_embeddings
-
-if TYPE_CHECKING:
-    from npukit.policies.smolvla.model import SmolVLA
 
 log = logging.getLogger(__name__)
 
@@ -201,8 +198,8 @@ def _vision(run: _Run) -> None:
     model = loading.skeleton(run.config)
     parts = model.vlm_with_expert.vlm.model
     with run.request.stage(f"{VISION}: weights"):
-        _load(run, model, parts.vision_model, "vlm_with_expert.vlm.model.vision_model.")
-        _load(run, model, parts.connector, "vlm_with_expert.vlm.model.connector.")
+        _load(run, parts.vision_model, "vlm_with_expert.vlm.model.vision_model.")
+        _load(run, parts.connector, "vlm_with_expert.vlm.model.connector.")
     names = [f"image_{i}" for i in range(1, len(run.config.cameras) + 1)]
     with run.request.stage(f"{VISION}: reference"):
         for item in run.samples:
@@ -221,13 +218,13 @@ def _backbone(run: _Run) -> None:
 
     c, model = run.config, loading.skeleton(run.config)
     with run.request.stage(f"{BACKBONE}: weights"):
-        _load(run, model, model.vlm_with_expert.vlm.model.text_model, _TEXT)
-        _load(run, model, model.state_proj, "state_proj.")
+        _load(run, model.vlm_with_expert.vlm.model.text_model, _TEXT)
+        _load(run, model.state_proj, "state_proj.")
         for i in c.cached:
             if c.layers[i].cross:
                 number = c.layers[i].expert
                 attention = model.vlm_with_expert.lm_expert.layers[number].self_attn
-                _load(run, model, attention, f"{_EXPERT}layers.{number}.self_attn.")
+                _load(run, attention, f"{_EXPERT}layers.{number}.self_attn.")
     with run.request.stage(f"{BACKBONE}: reference"):
         for item in run.samples:
             seen = list(_tensor(item["image_masks"][0]).bool().reshape(-1, 1))
@@ -250,9 +247,9 @@ def _head(run: _Run) -> None:
 
     c, model = run.config, loading.skeleton(run.config)
     with run.request.stage(f"{HEAD}: weights"):
-        _load(run, model, model.vlm_with_expert.lm_expert, _EXPERT)
+        _load(run, model.vlm_with_expert.lm_expert, _EXPERT)
         for name in ("action_in_proj", "action_out_proj", "action_time_mlp_in", "action_time_mlp_out"):
-            _load(run, model, getattr(model, name), f"{name}.")
+            _load(run, getattr(model, name), f"{name}.")
     wanted = []
     with run.request.stage(f"{HEAD}: reference"):
         for item in run.samples:
@@ -281,7 +278,7 @@ def _head(run: _Run) -> None:
             run.chunks.append(np.ascontiguousarray(reference[used]))
 
 
-def _load(run: _Run, model: SmolVLA, part: Any, prefix: str) -> None:
+def _load(run: _Run, part: Any, prefix: str) -> None:
     import torch
 
     run.weights.load(part, prefix, torch.float32)
