@@ -118,6 +118,15 @@ def test_context_binaries(checkpoint: Path, tmp_path: Path) -> None:
         run(result.path, random=1, backend="sim")
 
 
+def test_int8_on_onnx_runtime(checkpoint: Path) -> None:
+    result = made(checkpoint, precision="int8")
+    manifest = Manifest.read(result.path)
+    assert manifest.component("action_head").artifacts == {"ort": "action_head.int8.onnx"}
+    assert not (result.path / "action_head.onnx").exists()
+    assert {row["precision"] for row in result.parity["chunks"]} == {"float32", "int8"}
+    assert run(result.path, random=1).backend == "ort"
+
+
 # ---------------------------------------------------------------- whole or not at all
 
 

@@ -20,9 +20,10 @@ from npukit.policies.stages import Stage, Stages
 Array = npt.NDArray[Any]
 
 _QUANTIZED = re.compile(r"w(4|8|16)a(8|16)")
-# Backend -> precisions that it holds, the first by default; "w*a*" stands for all that `_QUANTIZED` reads.
+# Backend -> precisions that it holds, the first by default; "w*a*" stands for all that `_QUANTIZED` reads. "int8" is
+# `ort_weights`: 8-bit weights, activations rounded as they come, nothing calibrated.
 HELD: dict[str, tuple[str, ...]] = {
-    "ort": ("float32",),
+    "ort": ("float32", "int8"),
     "qnn-cpu": ("float32",),
     "qnn-htp": ("float16", "w*a*"),
 }
@@ -105,9 +106,9 @@ def parse_precisions(texts: Sequence[str]) -> dict[str, str]:
     found: dict[str, str] = {}
     for text in (part for item in texts for part in item.split(",") if part):
         name, _, value = text.rpartition("=")
-        if value not in ("float32", "float16") and not quantized(value):
+        if value not in ("float32", "float16", "int8") and not quantized(value):
             raise UsageError(f"{value!r} is not a precision", where="--precision",
-                             hint="write float32, float16 or as w8a16, or COMPONENT=w8a16")  # fmt: skip
+                             hint="write float32, float16, int8 or as w8a16, or COMPONENT=w8a16")  # fmt: skip
         if name in found:
             raise UsageError(f"given twice for {name or 'all components'}", where="--precision")
         found[name] = value
@@ -128,7 +129,7 @@ def plan(
             raise UsageError(f"the policy has no component {name!r}", where="--precision", hint=nearest(name, names))
         if not any(holds(backend, precision) for backend in backends):
             raise UsageError(f"{' and '.join(backends)} cannot hold {precision}", where="--precision",
-                             hint="add --backend qnn-htp for float16 and quantized precisions")  # fmt: skip
+                             hint="float16 and as w8a16 are for --backend qnn-htp, int8 is for ort")  # fmt: skip
     tasks = []
     for backend in backends:
         for name in names:
@@ -152,9 +153,11 @@ def make(task: Task, folder: Path, model: str, samples: list[dict[str, Array]], 
     Raises:
         NpukitError: the component cannot be converted, quantized or compiled.
     """
-    if task.backend == "ort":
+    if task.backend == "ort" and task.precision == "float32":
         return Artifact(task, model, sum(path.stat().st_size for path in belonging(folder, model)))
     stages = Stages(f"{task.component} for {task.key}: ")
+    if task.backend == "ort":
+        return _eight_bits(task, folder, model, stages)
     dlc = f"{task.component}.{task.precision}{'.' + task.target if task.target else ''}.dlc"
     bits = quantized(task.precision)
     chip = task.target or ("qnn-cpu" if task.backend == "qnn-cpu" else "")
@@ -173,6 +176,19 @@ def make(task: Task, folder: Path, model: str, samples: list[dict[str, Array]], 
         compiled = compile(CompileOptions(folder / dlc, output=folder / binary, target=task.target))
     notes += compiled.notes
     return Artifact(task, binary, compiled.size, dlc, gflop, tuple(stages.found), notes)
+
+
+def _eight_bits(task: Task, folder: Path, model: str, stages: Stages) -> Artifact:
+    from npukit.policies.ort_weights import quantize_weights
+
+    name = f"{task.component}.int8.onnx"
+    with stages("8-bit weights"):
+        counts = quantize_weights(folder / model, folder / name)
+    note = (
+        f"{counts.dynamic} products in 8 bits, {counts.blocks} with 8-bit weights in blocks, {counts.left} in float32"
+    )
+    size = sum(path.stat().st_size for path in belonging(folder, name))
+    return Artifact(task, name, size, stages=tuple(stages.found), notes=(note,))
 
 
 def _convert(

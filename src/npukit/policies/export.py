@@ -270,7 +270,7 @@ class _Export:
         for key in keys:
             ours = [artifact for artifact in made if artifact.task.key == key]
             backend = ours[0].task.backend
-            if backend == "ort":
+            if backend == "ort" and all(artifact.task.precision == "float32" for artifact in ours):
                 continue
             backend, seconds = self._affordable(backend, ours)
             simulated = backend == SIMULATED
@@ -319,7 +319,7 @@ class _Export:
                 "backend": key, "precision": precision, "run_on": run_on or key, "against": against, "probe": i, **row,
                 **action_error(want[:, :width], have[:, :width]),
             })  # fmt: skip
-            cosine, share = LIMITS.get(key, (None, None))
+            cosine, share = LIMITS.get(key, (None, None)) if precision == "float32" else (None, None)
             if cosine is not None and row["cosine"] < cosine:
                 faults.append(Fault(f"cosine {row['cosine']:.7f}, at least {cosine} is wanted", f"probe {i}"))
             if share is not None and row["share"] > share:
@@ -337,7 +337,8 @@ class _Export:
             paths[artifact.task.component][artifact.task.key] = artifact.path
             precisions[artifact.task.component][artifact.task.key] = artifact.task.precision
         kept = {artifact.path for artifact in made}
-        for name in {*onnx.values(), *(artifact.dlc for artifact in made if artifact.dlc)} - kept:
+        dropped = {*onnx.values(), *(artifact.dlc for artifact in made if artifact.dlc)} - kept
+        for name in sorted(dropped):
             for path in artifacts.belonging(self.folder, name):
                 path.unlink()
         parity = {

@@ -30,7 +30,8 @@ class ExportOptions:
         many=True, parse=o.strings, metavar="NAME",
     )  # fmt: skip
     precision: dict[str, str] = opt(
-        {}, "float32, float16, or as w8a16; for one component COMPONENT=w8a16; repeatable [by backend].", many=True,
+        {}, "float32, int8 (ort), float16 or as w8a16 (qnn-htp); COMPONENT=w8a16 for one; repeatable [by backend].",
+        many=True,
         parse=artifacts.parse_precisions, metavar="[COMPONENT=]PRECISION",
     )  # fmt: skip
     target: tuple[str, ...] = opt(
@@ -114,9 +115,9 @@ class ExportResult:
 
 def _worst(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Of each backend the probe with the largest error."""
-    found: dict[tuple[str, str], dict[str, Any]] = {}
+    found: dict[tuple[str, ...], dict[str, Any]] = {}
     for row in rows:
-        key = (row["backend"], row["run_on"])
+        key = (row["backend"], row["run_on"], row["precision"])
         if key not in found or row["share"] > found[key]["share"]:
             found[key] = row
     return list(found.values())
@@ -163,7 +164,7 @@ def export(options: ExportOptions) -> ExportResult:
 
 
 def _implied(options: ExportOptions) -> tuple[str, ...]:
-    npu = options.target or any(precision != "float32" for precision in options.precision.values())
+    npu = options.target or any(not artifacts.holds("ort", precision) for precision in options.precision.values())
     return ("qnn-htp",) if npu else ("ort",)
 
 
