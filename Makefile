@@ -16,7 +16,7 @@ BINDING_TESTS := tests/test_qnn_api_native.py tests/test_capture.py tests/test_a
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup demo check lint unit test test-all conformance networks env-openpi train bench bench-serving bench-sentences bench-quantization soak fuzz sbom wheel docs-api clean
+.PHONY: help setup demo check lint unit test test-all conformance networks env-openpi train bench bench-serving bench-sentences bench-quantization bench-smolvla soak fuzz sbom wheel docs-api clean
 .DELETE_ON_ERROR:
 
 help:
@@ -33,6 +33,7 @@ help:
 	@echo "make bench-sentences  quantizations of a trained sentence encoder; writes docs/results/sentence-encoder.md"
 	@echo "make bench-serving  the policy server under load: latency, throughput, what it adds to the inference"
 	@echo "make env-openpi   the environment of openpi's client, which the server is tested with"
+	@echo "make bench-smolvla  a full-size SmolVLA beside PyTorch; writes docs/results/smolvla.md (half an hour, 8 GB)"
 	@echo "make soak         10,000 runs, 1,000 sessions, 4 threads: nothing grows, nothing is mixed up"
 	@echo "make fuzz         mutated model files against every loader"
 	@echo "make docs-api     writes docs/api.md from the docstrings"
@@ -115,6 +116,10 @@ bench-serving: $(READY)
 
 bench-sentences: $(READY)
 	$(BIN)/python -m benchmarks.sentences --folder results/sentences --markdown docs/results/sentence-encoder.md
+
+bench-smolvla: $(TORCH)
+	@mkdir -p results
+	$(BIN)/python -m benchmarks.smolvla --json results/smolvla.json --markdown docs/results/smolvla.md
 
 soak: $(READY)
 	$(BIN)/python -m benchmarks.soak

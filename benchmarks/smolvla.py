@@ -1,0 +1,309 @@
+# SPDX-FileCopyrightText: npukit contributors
+# SPDX-License-Identifier: Apache-2.0
+"""`python -m benchmarks.smolvla`: a full-size SmolVLA with random weights, exported and run beside PyTorch.
+
+Every side is a process of its own that stays loaded; they take turns, one chunk each a round, on the same observation
+and noise. PyTorch is our own definition of the network: in LeRobot's eager arithmetic, and as fast as we can write it
+(scaled_dot_product_attention, cross-attention's keys and values projected once a chunk, inference mode).
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+THREADS = 2
+PEER = "torch-sdpa"
+EXACT = "torch-eager"
+SIDES = (EXACT, PEER, "torch-bfloat16", "ort", "qnn-cpu")
+_OURS = ("ort", "qnn-cpu")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Export, run the sides in turn, print the tables."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.smolvla", description=__doc__)
+    parser.add_argument("--checkpoint", type=Path, help="a SmolVLA checkpoint [full size, random weights]")
+    parser.add_argument("--tiny", action="store_true", help="a tiny random checkpoint, to see that it works")
+    parser.add_argument("--folder", type=Path, default=Path("results/smolvla"), help="where to work (needs 8 GB)")
+    parser.add_argument("--rounds", type=int, default=7, help="chunks of each side, after one that does not count")
+    parser.add_argument("--sides", type=lambda t: t.split(","), default=list(SIDES), help=",".join(SIDES))
+    parser.add_argument("--json", type=Path, help="write all figures here")
+    parser.add_argument("--markdown", type=Path, help="write the tables here")
+    parser.add_argument("--side", help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
+    if options.side:
+        return _side(options.side, options.folder)
+    options.folder.mkdir(parents=True, exist_ok=True)
+    checkpoint = options.folder / "checkpoint"
+    if options.checkpoint is not None:
+        checkpoint.unlink(missing_ok=True)
+        checkpoint.symlink_to(options.checkpoint.resolve())
+    elif not (checkpoint / "tokenizer.json").exists():
+        make_checkpoint(checkpoint, tiny=options.tiny)
+    np.savez(options.folder / "sample.npz", **_sample(checkpoint))
+    found: dict[str, Any] = {"machine": _machine()}
+    found["export"] = _export(checkpoint, options.folder / "policy")
+    found["sides"] = _compare(options.folder, options.sides, options.rounds)
+    found["machine"]["load_after"] = os.getloadavg()[0]
+    page = markdown(found)
+    sys.stdout.write(page)
+    if options.json:
+        options.json.write_text(json.dumps(found, indent=1) + "\n")
+    if options.markdown:
+        options.markdown.write_text(page)
+    return 0
+
+
+def make_checkpoint(folder: Path, *, tiny: bool = False) -> None:
+    """A LeRobot folder of smolvla_libero's config with random weights, statistics and a byte-level tokenizer."""
+    from safetensors.numpy import save_file
+
+    from tests import policy_tools, smolvla_tools
+
+    shutil.rmtree(folder, ignore_errors=True)
+    if tiny:
+        smolvla_tools.checkpoint(folder)
+    else:
+        folder.mkdir(parents=True)
+        values = smolvla_tools.full_config()
+        (folder / "config.json").write_text(json.dumps(values))
+        shapes = smolvla_tools.shapes(values, smolvla_tools.FULL_VLM)
+        save_file(smolvla_tools.tensors(shapes, mixed=True), folder / "model.safetensors")
+    policy_tools.processors(folder)
+    policy_tools.tokenizer(folder / "tokenizer.json")
+
+
+def _export(checkpoint: Path, output: Path) -> dict[str, Any]:
+    """The package for both backends, and what the export says of itself."""
+    backends = [part for name in _OURS for part in ("--backend", name)]
+    command = [sys.executable, "-m", "npukit", "policy", "export", str(checkpoint), "-o", str(output), *backends]
+    command += ["--force", "--json", "--threads", str(THREADS)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, check=True)
+    made: dict[str, Any] = json.loads(done.stdout)
+    manifest = json.loads((output / "policy.json").read_text())
+    made["bytes_by_backend"] = {
+        name: sum(
+            facts["bytes"]
+            for path, facts in manifest["files"].items()
+            if any(path.startswith(component["artifacts"][name]) for component in manifest["components"])
+        )
+        for name in _OURS
+    }
+    return made
+
+
+# ---------------------------------------------------------------- the sides, in turn
+
+
+def _compare(folder: Path, sides: list[str], rounds: int) -> dict[str, Any]:
+    # A side begins when the one before it is ready: loading at once would make each other's peaks.
+    processes: dict[str, subprocess.Popen[str]] = {}
+    found: dict[str, Any] = {name: {"seconds": []} for name in sides}
+    try:
+        for name in sides:
+            command = [sys.executable, "-m", "benchmarks.smolvla", "--folder", str(folder), "--side", name]
+            processes[name] = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+            found[name]["load"] = _answer(processes[name], name)
+        for i in range(rounds + 1):
+            for name, process in processes.items():
+                assert process.stdin is not None
+                process.stdin.write("chunk\n")
+                process.stdin.flush()
+                row = _answer(process, name)
+                sys.stderr.write(f"round {i}: {name} {row['seconds']:.2f} s\n")
+                if i:
+                    found[name]["seconds"].append(row["seconds"])
+                found[name].update(parts=row["parts"], peak=row["peak"], anonymous=row["anonymous"])
+        exact = np.load(folder / f"{EXACT}.npy") if EXACT in sides else None
+        for name in sides:
+            made = np.load(folder / f"{name}.npy")
+            found[name].update(_error(made, exact) if exact is not None else {})
+    finally:
+        for process in processes.values():
+            process.kill()
+            process.wait()
+    return found
+
+
+def _answer(process: subprocess.Popen[str], name: str) -> dict[str, Any]:
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    if not line:
+        raise RuntimeError(f"{name} ended with status {process.wait()}")
+    found: dict[str, Any] = json.loads(line)
+    return found
+
+
+def _error(made: Any, exact: Any) -> dict[str, float]:
+    difference = np.abs(made - exact)
+    noise = float(np.square(made - exact).sum())
+    signal = float(np.square(exact).sum())
+    return {
+        "share": float(difference.max() / (exact.max() - exact.min())),
+        "sqnr_db": 10 * float(np.log10(signal / noise)) if noise else float("inf"),
+    }
+
+
+def _side(name: str, folder: Path) -> int:
+    """One process: load, say so, then a chunk for each line of stdin."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what libraries print is not an answer
+    run = (_torch if name.startswith("torch") else _npukit)(name, folder)
+    json.dump({"peak": _peak("VmHWM")}, answers)
+    answers.write("\n")
+    answers.flush()
+    for _ in sys.stdin:
+        begin = time.perf_counter()
+        chunk, parts = run()
+        seconds = time.perf_counter() - begin
+        np.save(folder / f"{name}.npy", chunk)
+        row = {"seconds": seconds, "parts": parts, "peak": _peak("VmHWM"), "anonymous": _peak("RssAnon")}
+        answers.write(json.dumps(row) + "\n")
+        answers.flush()
+    return 0
+
+
+def _peak(field: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line.split()[1] for line in lines if line.startswith(f"{field}:"))) * 1024
+
+
+def _sample(checkpoint: Path) -> dict[str, Any]:
+    from npukit.policies.smolvla import export, weights
+
+    return export.random_sample(weights.read(checkpoint, json.loads((checkpoint / "config.json").read_text()))[0])
+
+
+def _torch(name: str, folder: Path) -> Any:
+    import torch
+
+    from npukit.policies.smolvla import weights
+
+    torch.set_num_threads(THREADS)
+    checkpoint = folder / "checkpoint"
+    config, held = weights.read(checkpoint, json.loads((checkpoint / "config.json").read_text()))
+    dtype = torch.bfloat16 if name == "torch-bfloat16" else torch.float32
+    model = weights.load_model(held, config, dtype=dtype, attention="eager" if name == EXACT else "sdpa").eval()
+    sample = {key: torch.from_numpy(value) for key, value in np.load(folder / "sample.npz").items()}
+    images = [sample[f"image_{i + 1}"].to(dtype) for i in range(len(config.cameras))]
+    masks = [sample["image_masks"][:, i].bool() for i in range(len(config.cameras))]
+    tokens, state = (sample["lang_tokens"], sample["lang_masks"].bool()), sample["state"].to(dtype)
+
+    def run() -> Any:
+        with torch.inference_mode():
+            return model(images, masks, *tokens, state, sample["noise"])[0].float().numpy(), {}
+
+    return run
+
+
+def _npukit(name: str, folder: Path) -> Any:
+    """As a robot runs it: PyTorch is not imported."""
+    import npukit
+    from npukit.policies.processing import ATTENTION, TOKENS
+
+    policy = npukit.Policy(folder / "policy", backend=name, threads=THREADS)
+    sample = dict(np.load(folder / "sample.npz"))
+    inputs = {camera.feature: sample[f"image_{camera.slot + 1}"] for camera in policy.manifest.cameras}
+    inputs |= {"observation.state": sample["state"], TOKENS: sample["lang_tokens"], ATTENTION: sample["lang_masks"]}
+    rng = np.random.default_rng(0)
+
+    def run() -> Any:
+        policy.runtime.prefix(inputs)
+        return policy.runtime.chunk(sample["noise"][0], rng), dict(policy.runtime.seconds)
+
+    return run
+
+
+# ---------------------------------------------------------------- the page
+
+
+def _machine() -> dict[str, Any]:
+    import importlib.metadata
+
+    names = ("npukit", "torch", "numpy", "onnxruntime", "onnxruntime-qnn")
+    return {
+        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "system": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+        "python": platform.python_version(),
+        "versions": {name: importlib.metadata.version(name) for name in names},
+        "load_before": os.getloadavg()[0],
+    }
+
+
+def markdown(found: dict[str, Any]) -> str:
+    """The tables."""
+    m, sides, export = found["machine"], found["sides"], found["export"]
+    versions = ", ".join(f"{name} {version}" for name, version in m["versions"].items())
+    lines = [
+        "# SmolVLA at full size",
+        "",
+        "Written by `make bench-smolvla`: the architecture of smolvla_libero (604.9 million parameters, two cameras,",
+        "chunks of 50 actions, ten denoising steps) with random weights, on the same observation and noise. The sides",
+        f"stay loaded and take turns, {THREADS} threads each; figures are medians. `torch-eager` computes as LeRobot",
+        "does; `torch-sdpa` is the same network as fast as we could write it in PyTorch. Peak memory is the process's",
+        "own, mapped files included; *anonymous* leaves those out, and is what stays resident after a chunk.",
+        "",
+        f"{m['date']}; {m['system']}; Python {m['python']}; {versions}; load average {m['load_before']:.1f} before, "
+        f"{m['load_after']:.1f} after.",
+        "",
+        "## A chunk of actions",
+        "",
+    ]
+    peer = statistics.median(sides[PEER]["seconds"]) if PEER in sides else None
+    rows = []
+    for name, side in sides.items():
+        seconds = sorted(side["seconds"])
+        middle = statistics.median(seconds)
+        parts = ", ".join(f"{part} {value:.2f}" for part, value in side["parts"].items())
+        rows.append(
+            (
+                name,
+                f"{middle:.2f}",
+                f"{seconds[0]:.2f} to {seconds[-1]:.2f}",
+                f"{peer / middle:.2f}" if peer else "",
+                f"{side['share']:.1e}" if "share" in side else "",
+                f"{side['peak'] / 1e9:.2f}",
+                f"{side['anonymous'] / 1e9:.2f}",
+                f"{export['bytes_by_backend'][name] / 1e9:.3f}" if name in export["bytes_by_backend"] else "",
+                parts,
+            )
+        )
+    head = ("side", "s a chunk", "range", f"times as fast as {PEER}", "max error / range", "peak GB", "anonymous GB")
+    lines += _table((*head, "disk GB", "parts, s"), rows)
+    lines += ["", "## The export", ""]
+    stages = [
+        (row["stage"], f"{row['seconds']:.1f}", f"{row['peak_bytes'] / 1e9:.2f}" if row["peak_bytes"] else "")
+        for row in export["parity"]["stages"]
+    ]
+    lines += _table(("stage", "seconds", "peak GB"), stages)
+    chunks = [
+        (row["backend"], row["precision"], row["against"], f"{row['cosine']:.8f}", f"{row['share']:.1e}")
+        for row in export["parity"]["chunks"]
+    ]
+    lines += ["", "Chunks of probe observations through the runtime:", ""]
+    lines += _table(("backend", "precision", "against", "cosine", "max error / range"), chunks)
+    return "\n".join(lines) + "\n"
+
+
+def _table(head: tuple[str, ...], rows: list[tuple[Any, ...]]) -> list[str]:
+    return [
+        f"| {' | '.join(head)} |",
+        f"|{' --- |' * len(head)}",
+        *(f"| {' | '.join(map(str, row))} |" for row in rows),
+    ]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
