@@ -236,3 +236,26 @@ def test_kinds() -> None:
         kinds.by_config_type("pi0")
     with pytest.raises(npukit.NpukitError, match="there is no kind of policy 'smolvls'(.|\n)*did you mean 'smolvla'"):
         kinds.kind("smolvls")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("num_steps", 0), ("num_steps", None), ("min_period", "x"), ("max_period", float("1e9"))]
+)
+def test_unsound_numbers_of_the_kind(folder: Path, tmp_path: Path, name: str, value: Any) -> None:
+    import json
+    import shutil
+
+    shutil.copytree(folder, tmp_path / "p")
+    values = json.loads((folder / "policy.json").read_text())
+    values["config"][name] = value
+    (tmp_path / "p" / "policy.json").write_text(json.dumps(values))
+    with pytest.raises(ArtifactError, match=f"config has no sound {name}"):
+        npukit.Policy(tmp_path / "p")
+
+
+def test_a_chunk_needs_an_observation(policy: npukit.Policy) -> None:
+    policy.reset()
+    with pytest.raises(InputError, match="there is no observation yet"):
+        policy.runtime.chunk(None, np.random.default_rng())
+    with pytest.raises(InputError, match=r"the observation lacks observation\.images\.top"):
+        policy.runtime.prefix({})

@@ -241,8 +241,16 @@ def test_unknown_steps() -> None:
         one({"step": "normalise"})
     with pytest.raises(ArtifactError, match=r"postprocessing\[0\]: there is no step 'clip' here"):
         Postprocessor({"action": Feature("ACTION", (2,))}, ({"step": "clip"},), {})
-    with pytest.raises(ArtifactError, match="the step pad is not sound"):
-        one({"step": "pad"})
+    for step in (
+        {"step": "pad"}, {"step": "normalize", "features": ["x"]}, {"step": "scale_images", "mul": "much", "add": 1},
+        {"step": "fill_cameras", "names": 3, "most": 1, "shape": [1]}, {"step": "resize_with_pad", "height": []},
+    ):  # fmt: skip
+        with pytest.raises(ArtifactError, match=f"the step {step['step']} is not sound"):
+            one(step)
+    with pytest.raises(ArtifactError, match="the step rename is not sound"):
+        Preprocessor(INPUTS, ({"step": "rename", "map": [1]},), {})
+    with pytest.raises(ArtifactError, match=r"postprocessing\[0\]: the step cut is not sound"):
+        Postprocessor({"action": Feature("ACTION", (2,))}, ({"step": "cut"},), {})
 
 
 def test_actions_are_cut() -> None:

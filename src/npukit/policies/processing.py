@@ -278,6 +278,14 @@ def _image(name: str, feature: Feature, value: Any, resizes: bool, faults: list[
 
 
 State = dict[str, Any]
+_UNSOUND = (KeyError, TypeError, ValueError, AttributeError, IndexError)  # what options of another kind come to
+
+
+def _names(step: Mapping[str, Any], where: str) -> dict[str, str]:
+    renames = step.get("map")
+    if not isinstance(renames, dict) or not all(isinstance(name, str) for name in renames.values()):
+        raise ArtifactError("the step rename is not sound: its map is not one of names", where=where)
+    return renames
 
 
 class Preprocessor:
@@ -314,13 +322,13 @@ class Preprocessor:
             where = f"preprocessing[{i}]"
             name = step["step"]
             if name == "rename" and not self._steps:
-                self._renames.append(step["map"])
+                self._renames.append(_names(step, where))
                 continue
             if name not in STEPS:
                 raise ArtifactError(f"there is no step {name!r} here", where=where, hint=nearest(str(name), STEPS))
             try:
                 self._steps.append(STEPS[name](self, step))
-            except (KeyError, TypeError, ValueError) as error:
+            except _UNSOUND as error:
                 raise ArtifactError(f"the step {name} is not sound: {error!r}", where=where) from None
 
     @property
@@ -503,17 +511,24 @@ class Postprocessor:
         self.name, self.action = next((n, f) for n, f in outputs.items() if f.kind == "ACTION")
         self._steps: list[Callable[[Array], Array]] = []
         for i, step in enumerate(steps):
-            name = step["step"]
-            if name == "cut":
-                self._steps.append(functools.partial(_cut, length=int(step["length"])))
-            elif name == "unnormalize":
-                table = statistics_of(step, statistics, {self.name: self.action})
-                if self.name in table:
-                    mode, eps = step["features"][self.name], float(step.get("eps", 1e-8))
-                    self._steps.append(functools.partial(unnormalize, mode=mode, stats=table[self.name], eps=eps))
-            else:
-                raise ArtifactError(f"there is no step {name!r} here", where=f"postprocessing[{i}]",
-                                    hint=nearest(str(name), ("cut", "unnormalize")))  # fmt: skip
+            try:
+                self._steps += self._made(step, f"postprocessing[{i}]", statistics)
+            except _UNSOUND as error:
+                what = f"the step {step['step']} is not sound: {error!r}"
+                raise ArtifactError(what, where=f"postprocessing[{i}]") from None
+
+    def _made(self, step: Mapping[str, Any], where: str, statistics: Statistics) -> list[Callable[[Array], Array]]:
+        name = step["step"]
+        if name == "cut":
+            return [functools.partial(_cut, length=int(step["length"]))]
+        if name != "unnormalize":
+            raise ArtifactError(f"there is no step {name!r} here", where=where,
+                                hint=nearest(str(name), ("cut", "unnormalize")))  # fmt: skip
+        table = statistics_of(step, statistics, {self.name: self.action})
+        if self.name not in table:
+            return []
+        mode, eps = step["features"][self.name], float(step.get("eps", 1e-8))
+        return [functools.partial(unnormalize, mode=mode, stats=table[self.name], eps=eps)]
 
     def __call__(self, actions: Array) -> Array:
         """The actions in the robot's units."""

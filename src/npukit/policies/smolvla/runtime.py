@@ -84,7 +84,11 @@ class Runtime:
 
     def _time_inputs(self, ports: Mapping[str, tuple[int, ...]], config: Mapping[str, Any]) -> list[tuple[str, Array]]:
         """For each step the head's input for the time, and its value."""
-        times = step_times(int(config.get("num_steps", 10)))
+        numbers = {name: config.get(name) for name in ("num_steps", "min_period", "max_period")}
+        wrong = [name for name, value in numbers.items() if not isinstance(value, int | float) or not 0 < value < 1e6]
+        if wrong:
+            raise ArtifactError(f"the manifest's config has no sound {' and no '.join(wrong)}", where=self._where)
+        times = step_times(int(config["num_steps"]))
         if "timestep" in ports:
             return [("timestep", np.full(ports["timestep"], value, np.float32)) for value in times]
         for name in ("time_embedding", "time_emb"):
