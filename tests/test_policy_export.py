@@ -275,6 +275,13 @@ def test_the_plan() -> None:
     ]  # fmt: skip
 
 
+def test_a_precision_for_a_backend() -> None:
+    tasks = artifacts.plan([Component("a", (), ())], ("ort", "qnn-htp"), {"": "w8a16", "ort": "int8"}, ())
+    assert [(t.key, t.precision) for t in tasks] == [("ort", "int8"), ("qnn-htp", "w8a16")]
+    with pytest.raises(UsageError, match="ort cannot hold w8a16"):
+        artifacts.plan([Component("a", (), ())], ("ort", "qnn-htp"), {"ort": "w8a16"}, ())
+
+
 def test_differences() -> None:
     a = np.array([[0.0, 1.0], [2.0, 4.0]])
     same = difference(a, a)

@@ -98,7 +98,7 @@ def holds(backend: str, precision: str) -> bool:
 
 
 def parse_precisions(texts: Sequence[str]) -> dict[str, str]:
-    """`w8a16` and `action_head=float16` as {"": "w8a16", "action_head": "float16"}.
+    """`w8a16`, `action_head=float16` and `ort=int8` as {"": "w8a16", "action_head": "float16", "ort": "int8"}.
 
     Raises:
         UsageError: no such precision, or a component twice.
@@ -108,9 +108,10 @@ def parse_precisions(texts: Sequence[str]) -> dict[str, str]:
         name, _, value = text.rpartition("=")
         if value not in ("float32", "float16", "int8") and not quantized(value):
             raise UsageError(f"{value!r} is not a precision", where="--precision",
-                             hint="write float32, float16, int8 or as w8a16, or COMPONENT=w8a16")  # fmt: skip
+                             hint="write float32, float16, int8, w8a16; COMPONENT=w8a16; BACKEND=int8")  # fmt: skip
         if name in found:
-            raise UsageError(f"given twice for {name or 'all components'}", where="--precision")
+            raise UsageError(f"given twice for {name or 'all components'}", where="--precision",
+                             hint="write BACKEND=PRECISION or COMPONENT=PRECISION")  # fmt: skip
         found[name] = value
     return found
 
@@ -125,15 +126,18 @@ def plan(
     """
     names = [component.name for component in components]
     for name, precision in precisions.items():
-        if name and name not in names:
-            raise UsageError(f"the policy has no component {name!r}", where="--precision", hint=nearest(name, names))
-        if not any(holds(backend, precision) for backend in backends):
-            raise UsageError(f"{' and '.join(backends)} cannot hold {precision}", where="--precision",
+        if name and name not in names and name not in backends:
+            known = (*names, *backends)
+            raise UsageError(f"the policy has no component {name!r}", where="--precision", hint=nearest(name, known))
+        able = [name] if name in backends else backends
+        if not any(holds(backend, precision) for backend in able):
+            raise UsageError(f"{' and '.join(able)} cannot hold {precision}", where="--precision",
                              hint="float16 and as w8a16 are for --backend qnn-htp, int8 is for ort")  # fmt: skip
     tasks = []
     for backend in backends:
         for name in names:
-            asked = [precisions[key] for key in (name, "") if key in precisions and holds(backend, precisions[key])]
+            keys = (name, backend, "")
+            asked = [precisions[key] for key in keys if key in precisions and holds(backend, precisions[key])]
             precision = asked[0] if asked else HELD[backend][0]
             chips = list(targets) if backend == "qnn-htp" and targets else [""]
             tasks += [Task(name, backend, precision, chip) for chip in chips]

@@ -30,9 +30,9 @@ class ExportOptions:
         many=True, parse=o.strings, metavar="NAME",
     )  # fmt: skip
     precision: dict[str, str] = opt(
-        {}, "float32, int8 (ort), float16 or as w8a16 (qnn-htp); COMPONENT=w8a16 for one; repeatable [by backend].",
+        {}, "float32, int8 (ort), float16 or as w8a16 (qnn-htp); for one COMPONENT=w8a16, ort=int8; repeatable.",
         many=True,
-        parse=artifacts.parse_precisions, metavar="[COMPONENT=]PRECISION",
+        parse=artifacts.parse_precisions, metavar="[NAME=]PRECISION",
     )  # fmt: skip
     target: tuple[str, ...] = opt(
         (), "Chip to compile context binaries for; repeatable [portable DLCs].", many=True, parse=o.strings,
