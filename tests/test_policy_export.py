@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from npukit.errors import CheckFailed, ModelError, NpukitError, UsageError
+from npukit.errors import CheckFailed, InputError, ModelError, NpukitError, UsageError
 from npukit.policies import artifacts, lerobot, observations
 from npukit.policies.export_verb import ExportResult, export
 from npukit.policies.package import Component, Manifest
@@ -43,7 +43,7 @@ def recorded(path: Path, count: int = 6) -> Path:
     """Observations of the kind that the export compares on."""
     config = double.config()
     inputs, _ = lerobot.features(config)
-    steps = ({"step": "tokenize"},)
+    steps = ({"step": "tokenize", "max_length": 12},)
     observations.write(path, observations.made_up(inputs, steps, statistics(config), count, seed=9))
     return path
 
@@ -260,7 +260,8 @@ def test_run_says_what_is_wrong(checkpoint: Path, tmp_path: Path) -> None:
 def test_an_instruction_that_is_too_long(checkpoint: Path, tmp_path: Path) -> None:
     package = made(checkpoint).path
     observations.write(tmp_path / "o.npz", [double.observation(task="push the red block into the drawer")])
-    assert "1 instructions are longer than the policy takes" in run(package, observations=tmp_path / "o.npz").to_text()
+    with pytest.raises(InputError, match="the instruction has 35 tokens, the policy takes 12"):
+        run(package, observations=tmp_path / "o.npz")
 
 
 # ---------------------------------------------------------------- parts

@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -286,17 +285,12 @@ def test_text_to_tokens(words: Path) -> None:
     assert "task" not in first
 
 
-@pytest.mark.parametrize("side", ["left", "right"])
-def test_a_long_instruction_is_cut_off_and_logged(words: Path, side: str, caplog: pytest.LogCaptureFixture) -> None:
-    made = spoken(words, truncation_side=side)
-    text = "put the red block into the drawer"
-    with caplog.at_level(logging.WARNING):
-        tokens = made(observation(task=text))[processing.TOKENS][0]
-        made(observation(task=text))  # the same again is not told again
-    whole = spoken(words, max_length=64)(observation(task=text))[processing.TOKENS][0][: len(text) + 1]
-    np.testing.assert_array_equal(tokens, whole[-12:] if side == "left" else whole[:12])
-    assert [record.message for record in caplog.records] == [f"the instruction has 34 tokens, 12 are taken: {text}"]
-    assert made.truncated == 1
+def test_a_long_instruction_is_refused(words: Path) -> None:
+    made = spoken(words)
+    for _ in range(2):
+        with pytest.raises(InputError, match="task: the instruction has 34 tokens, the policy takes 12"):
+            made(observation(task="put the red block into the drawer"))
+    made(observation(task="pick up"))
 
 
 def test_no_instruction(words: Path) -> None:

@@ -25,13 +25,17 @@ TASKS = ("pick up the red block", "push the green cube to the left", "open the t
 def read(path: Path | str) -> list[Observation]:
     """The observations of a .npz file: each array has a leading axis, one entry an observation.
 
-    `task` is an array of texts, or one text for all.
+    `task` is an array of texts, or one text for all; in its place `tasks` and `task_index` may stand, as in
+    demonstrations. Arrays that are not part of an observation are not looked at.
 
     Raises:
         InputError: the arrays do not have the same number of entries.
         NpukitError: the file cannot be read, or holds Python objects.
     """
-    arrays = files.read_npz(path)
+    held = files.read_npz(path)
+    arrays = {name: array for name, array in held.items() if name == TASK or name.startswith("observation.")}
+    if TASK not in held and {"tasks", "task_index"} <= set(held):
+        arrays[TASK] = _spoken(held["tasks"], held["task_index"], str(path))
     counts = {name: len(a) for name, a in arrays.items() if a.ndim and not (name == TASK and a.size == 1)}
     if not counts:
         raise InputError("the file holds no observations", where=str(path),
@@ -41,6 +45,17 @@ def read(path: Path | str) -> list[Observation]:
         raise InputError("the arrays are not of the same length", where=str(path), faults=faults)
     (count,) = set(counts.values())
     return [{name: _entry(name, array, i) for name, array in arrays.items()} for i in range(count)]
+
+
+def _spoken(tasks: Array, index: Array, where: str) -> Array:
+    if (
+        index.dtype.kind not in "iu"
+        or tasks.ndim != 1
+        or (index.size and not 0 <= index.min() <= index.max() < len(tasks))
+    ):
+        raise InputError("task_index does not count tasks", where=where)
+    found: Array = tasks[index]
+    return found
 
 
 def _entry(name: str, array: Array, i: int) -> Any:
@@ -80,8 +95,9 @@ def made_up(
                 continue
             make = _image if feature.kind == "VISUAL" else _state
             observation[names.get(name, name)] = make(name, feature, statistics, rng)
-        if any(step["step"] == "tokenize" for step in steps):
-            observation[TASK] = TASKS[i % len(TASKS)]
+        for step in steps:
+            if step["step"] == "tokenize":  # at most a token a letter, one before them, and a line's end
+                observation[TASK] = TASKS[i % len(TASKS)][: max(int(step["max_length"]) - 3, 1)]
         observations.append(observation)
     return observations
 

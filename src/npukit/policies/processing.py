@@ -300,9 +300,6 @@ class Preprocessor:
     Raises:
         ArtifactError: a step is unknown, statistics are missing, the tokenizer cannot be read.
         MissingDependency: a tokenizer is needed and its package is not installed.
-
-    Attributes:
-        truncated: how many instructions were cut off at the tokenizer's length so far.
     """
 
     def __init__(
@@ -316,7 +313,6 @@ class Preprocessor:
         self._optional: frozenset[str] = frozenset()
         self._resizes = any(step["step"] == "resize_with_pad" for step in steps)
         self._task = any(step["step"] == "tokenize" for step in steps)
-        self.truncated = 0
         self._texts: dict[str, tuple[Array, Array]] = {}
         for i, step in enumerate(steps):
             where = f"preprocessing[{i}]"
@@ -392,11 +388,11 @@ class Preprocessor:
         found = self._texts.get(text)
         if found is None:
             ids, mask, dropped = tokenizer.encode(text, length, pad)
-            if dropped:
-                self.truncated += 1
-                log.warning(
-                    "the instruction has %d tokens, %d are taken: %s", length + dropped, length, text.strip()[:120]
-                )
+            if dropped:  # LeRobot would leave words out and act on the rest
+                raise InputError(
+                    f"the instruction has {length + dropped} tokens, the policy takes {length}", where=TASK,
+                    hint=f"shorten it: {text.strip()[:120]!r}",
+                )  # fmt: skip
             found = ids[None], mask[None]
             if len(self._texts) > 256:  # a client could send ever new ones
                 self._texts.clear()
@@ -480,7 +476,7 @@ STEPS: dict[str, Callable[[Preprocessor, Mapping[str, Any]], Callable[[State], N
 rename {map}: names of the observation to the policy's; first of all.
 batch {}: a leading axis of 1; uint8 [H, W, C] to float32 [C, H, W] from 0 to 1.
 newline {}: the instruction ends with a line feed.
-tokenize {max_length, pad_id, truncation_side}: the instruction to tokens, padded on the right; longer ones are cut off
+tokenize {max_length, pad_id, truncation_side}: the instruction to tokens, padded on the right; longer ones are refused
     on that side, which is logged.
 normalize {eps, features: {name: mode}}: by the statistics.
 resize_with_pad {height, width, value}: images, proportions kept, padding left and on top.

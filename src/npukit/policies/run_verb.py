@@ -55,7 +55,6 @@ class RunResult:
         seconds: by part, the mean of all observations.
         load_seconds: what opening the policy took.
         peak: most bytes of memory that this process held; None where the system does not say.
-        truncated: instructions that were cut off.
         stats: whether seconds and memory are shown.
         saved: the file, where one was written.
     """
@@ -66,7 +65,6 @@ class RunResult:
     seconds: dict[str, float]
     load_seconds: float
     peak: int | None
-    truncated: int
     stats: bool
     saved: Path | None = None
     exit_code: int = 0
@@ -84,7 +82,6 @@ class RunResult:
             "seconds": self.seconds,
             "load_seconds": self.load_seconds,
             "peak_bytes": self.peak,
-            "truncated": self.truncated,
             "saved": None if self.saved is None else str(self.saved),
         }
 
@@ -97,8 +94,6 @@ class RunResult:
             for i, column in enumerate(flat.T)
         ]
         lines.append(text.table(("number", "first", "min", "max", "mean"), rows))
-        if self.truncated:
-            lines.append(f"note: {self.truncated} instructions are longer than the policy takes, and were cut off")
         if self.stats:
             parts = [("load (once)", f"{self.load_seconds:.3f}")]
             parts += [(name, f"{seconds:.4f}") for name, seconds in self.seconds.items()]
@@ -144,11 +139,11 @@ def run(options: RunOptions) -> RunResult:
             chunks.append(policy.predict_chunk(observation))
             seconds.append(policy.seconds)
         actions = np.stack(chunks)
-        truncated, backend, kind = policy.preprocessor.truncated, policy.backend, policy.manifest.kind
+        backend, kind = policy.backend, policy.manifest.kind
     if options.output is not None:
         with files.atomic_write(options.output) as temp, open(temp, "wb") as stream:
             np.savez(stream, actions=actions)
     mean = {name: float(np.mean([row[name] for row in seconds])) for name in seconds[0]}
     return RunResult(
-        kind, backend, actions, mean, load, memory.peak(), truncated, options.stats, options.output
+        kind, backend, actions, mean, load, memory.peak(), options.stats, options.output
     )  # fmt: skip
