@@ -92,6 +92,22 @@ def test_errors_of_other_files_name_those(tmp_path: Path) -> None:
         files.atomic_write_bytes(tmp_path / "missing" / "out", b"")
 
 
+@pytest.mark.skipif(os.name != "posix", reason="asks for a process by its number")
+def test_what_a_killed_worker_left_for_its_parent_goes_too(tmp_path: Path) -> None:
+    ended = subprocess.Popen([sys.executable, "-c", "pass"])
+    ended.wait()
+    with files.atomic_write(tmp_path / "m.dlc") as temp:
+        outer = temp.name.replace(f"-{os.getpid()}-", f"-{ended.pid}-")
+        with files.atomic_write(tmp_path / outer) as inner:
+            nested = inner.name.replace(f"-{os.getpid()}-", f"-{ended.pid}-")
+            temp.write_bytes(b"1")
+            inner.write_bytes(b"1")
+    (tmp_path / nested).write_bytes(b"half")
+    (tmp_path / f".{nested}").mkdir()
+    files.atomic_write_bytes(tmp_path / "m.dlc", b"2")
+    assert entries_of(tmp_path) == ["m.dlc"]
+
+
 def test_no_temporary_folder_is_one_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
     tried = "No usable temporary directory found in ['/tmp']"  # as tempfile says it
     monkeypatch.setattr(files.tempfile, "gettempdir", Mock(side_effect=FileNotFoundError(errno.ENOENT, tried)))

@@ -131,18 +131,26 @@ def _temp_prefix(name: str) -> str:
 def _remove_stale(final: Path) -> None:
     for path in _stale(final.parent, _temp_prefix(final.name), _TEMP_SUFFIX):
         log.info("removing %s, left by a process that was killed", path.name)
-        with contextlib.suppress(OSError):
-            path.unlink()
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            with contextlib.suppress(OSError):
+                path.unlink()
 
 
 def _stale(folder: Path, prefix: str, suffix: str = "") -> list[Path]:
-    """What processes of this machine that have ended left in `folder`; names are PREFIX, process id, "-", anything."""
+    """What processes of this machine that have ended left in `folder`; names are PREFIX, process id, "-", anything.
+
+    More dots before it are temporary files for temporary files: a worker's, for its parent's.
+    """
     if os.name != "posix":  # os.kill(pid, 0) asks on POSIX, and ends the process on Windows
         return []
     found = []
+    start = prefix.lstrip(".")
     for entry in os.scandir(folder):
-        if entry.name.startswith(prefix) and entry.name.endswith(suffix):
-            pid = entry.name[len(prefix) :].partition("-")[0]
+        name = entry.name.lstrip(".")
+        if name.startswith(start) and name.endswith(suffix):
+            pid = name[len(start) :].partition("-")[0]
             if pid.isdigit() and not _alive(int(pid)):
                 found.append(Path(entry.path))
     return found

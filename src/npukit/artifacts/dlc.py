@@ -13,6 +13,7 @@ import datetime
 import logging
 import os
 import re
+import shutil
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -22,7 +23,7 @@ from typing import Any, Final
 from npukit.artifacts import stamp as stamps
 from npukit.artifacts.stamp import Stamp
 from npukit.errors import ArtifactError, NativeError
-from npukit.files import ZipEntry, atomic_write, map_file, zip_entries, zip_read
+from npukit.files import ZipEntry, atomic_write, map_file, temporary_folder_beside, zip_entries, zip_read
 from npukit.qnn.api.capture import capture_dlc
 from npukit.qnn.api.dlc import write_dlc
 from npukit.qnn.graph import Graph, Model, Tensor
@@ -72,11 +73,16 @@ def write(model: Model, path: Path | str, stamp: Stamp | Callable[[], Stamp] | N
         NpukitError: the file cannot be written.
     """
     with atomic_write(path) as temp:
+        # libQnnIr writes another file first, under a name of its own: in a folder that is known to be ours.
+        folder = temporary_folder_beside(temp)
         try:
-            write_dlc(model, temp)
+            write_dlc(model, folder / "model.dlc")
+            os.replace(folder / "model.dlc", temp)
         except NativeError:
             _need_room(temp, sum(graph.static_bytes() for graph in model.graphs.values()) + _ROOM)
             raise
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
         _fix_times(temp)
         if stamp is not None:
             made = stamp if isinstance(stamp, Stamp) else stamp()
