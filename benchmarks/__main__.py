@@ -5,19 +5,16 @@
 from __future__ import annotations
 
 import argparse
-import datetime
 import importlib.metadata
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
-import npukit
-from benchmarks import convert, overhead
+from benchmarks import convert, overhead, pages
 from benchmarks.models import KINDS, MB
 from npukit.qnn.api import libraries
 
@@ -94,10 +91,6 @@ def _say(text: str) -> None:
 
 def machine(peer: Path | None) -> dict[str, Any]:
     """What the figures depend on."""
-    cpu = ""
-    if Path("/proc/cpuinfo").exists():
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        cpu = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
     names = ("numpy", "onnx", "onnx-ir", "onnxruntime", "onnxruntime-qnn")
     versions = {name: importlib.metadata.version(name) for name in names}
     peers = ""
@@ -106,12 +99,7 @@ def machine(peer: Path | None) -> dict[str, Any]:
         code += " ('onnxruntime', 'onnxruntime-qnn')], sep=', ')"
         peers = subprocess.run([str(peer), "-c", code], capture_output=True, text=True, check=True).stdout.strip()
     return {
-        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        "cpu": cpu,
-        "cores": os.cpu_count(),
-        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
-        "python": platform.python_version(),
-        "npukit": npukit.__version__,
+        **pages.machine(),
         "versions": versions,
         "libraries": {role: str(libraries.find(role).build_id) for role in ("ir", "cpu", "htp")},
         "peer": peers,
@@ -152,7 +140,7 @@ def markdown(found: dict[str, Any]) -> str:
                 f"{c['cpu_ratio']:.2f}",
             )
             rows.append((*row, f"{c['peak'] / MB:.0f}", f"{c['peak_ratio']:.2f}", f"{c['load']:.1f}"))
-    lines += _table(head, rows)
+    lines += pages.table(head, rows)
     if found["convert_slope"]:
         lines += [
             "",
@@ -160,14 +148,16 @@ def markdown(found: dict[str, Any]) -> str:
             "",
         ]
         head = ("model", "figure", "fixed", "further bytes", f"{GOAL_RATIO} from MB")
-        lines += _table(head, [row for r in found["convert_slope"] for row in _slope_rows(r)])
+        lines += pages.table(head, [row for r in found["convert_slope"] for row in _slope_rows(r)])
     lines += ["", f"## One run of a Relu on QNN CPU (goal: at most {GOAL_US} us over bare, in process)", ""]
     head = ("floats", "way", "p50 us", "p90 us", "p99 us", "p50 over bare us")
     keys = ("p50_us", "p90_us", "p99_us", "over_bare_us")
-    lines += _table(head, [(r["elements"], r["way"], *(f"{r[key]:.1f}" for key in keys)) for r in found["session"]])
+    lines += pages.table(
+        head, [(r["elements"], r["way"], *(f"{r[key]:.1f}" for key in keys)) for r in found["session"]]
+    )
     lines += ["", "## Starting", ""]
     rows = [(f"`{r['command']}`", f"{r['cpu']:.3f}", f"{r['peak'] / MB:.0f}") for r in found["startup"]]
-    lines += _table(("command", "CPU s", "peak MB"), rows)
+    lines += pages.table(("command", "CPU s", "peak MB"), rows)
     return "\n".join(lines) + "\n"
 
 
@@ -178,13 +168,6 @@ def _slope_rows(row: dict[str, Any]) -> list[tuple[str, ...]]:
         since = "never" if enough is None else f"{enough / MB:.0f}"
         rows.append((row["kind"], label, f"{row[f'{key}_fixed'] / unit:.3g}", f"{row[f'{key}_slope']:.2f}", since))
     return rows
-
-
-def _table(head: tuple[str, ...], rows: list[tuple[Any, ...]]) -> list[str]:
-    def line(cells: tuple[Any, ...]) -> str:
-        return f"| {' | '.join(str(cell) for cell in cells)} |"
-
-    return [line(head), line(("---",) * len(head)), *map(line, rows)]
 
 
 if __name__ == "__main__":

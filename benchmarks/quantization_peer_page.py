@@ -6,6 +6,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from benchmarks.pages import table
+
 INTRO = """\
 # Quantization against peers
 
@@ -64,16 +66,16 @@ def page(found: dict[str, Any]) -> str:
     networks = [name for name in m["all"] if name in found["networks"]]
     lines = [INTRO.format(**m), *_state(found, networks), *found.get("provenance", []), "", "## SQNR, dB", ""]
     cells = _each(rows, networks, found, tools, lambda row: f"{row['sqnr']:.1f}", best=True)
-    lines += _table(("network", "activations", *(m["titles"][tool] for tool in tools)), cells)
+    lines += table(("network", "activations", *(m["titles"][tool] for tool in tools)), cells)
     lines += ["", "## Seconds", "", "In brackets: without starting Python and importing.", ""]
     cells = _each(rows, networks, found, tools, _seconds)
-    lines += _table(("network", "activations", *(m["titles"][tool] for tool in tools)), cells)
+    lines += table(("network", "activations", *(m["titles"][tool] for tool in tools)), cells)
     lines += ["", "## Peak memory, MB", ""]
     cells = _each(rows, networks, found, tools, lambda row: f"{row['peak'] / 1e6:.0f}")
-    lines += _table(("network", "activations", *(m["titles"][tool] for tool in tools)), cells)
+    lines += table(("network", "activations", *(m["titles"][tool] for tool in tools)), cells)
     lines += ["", "## Goals", "", *_goals(rows, networks, found), "", "## Networks", ""]
     head = ("network", "weights", "million parameters", "nearest pair")
-    lines += _table(head, [_network(found["networks"][name]) for name in networks])
+    lines += table(head, [_network(found["networks"][name]) for name in networks])
     lines += ["", *_loose(rows, m), "## Settings", "", *_settings(rows, tools, m)]
     return "\n".join(lines) + "\n"
 
@@ -166,7 +168,7 @@ def _goals(rows: dict[Any, Any], networks: list[str], found: dict[str, Any]) -> 
         "the others only min-max peers. Only the former say something about the goal.",
     ]
     if missed:
-        lines += ["", "Missed:", "", *_table(("network", "goal", "figures", "reason"), missed)]
+        lines += ["", "Missed:", "", *table(("network", "goal", "figures", "reason"), missed)]
     return lines
 
 
@@ -198,10 +200,3 @@ def _settings(rows: dict[Any, Any], tools: list[str], m: dict[str, Any]) -> list
         where = f" (only on {', '.join(m['all'][name] for name in only)})" if only else ""
         lines += [f"- {m['titles'][tool]}{where}: {'; '.join(f'`{text}`' for text in texts)}"]
     return lines
-
-
-def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> list[str]:
-    def line(cells: tuple[str, ...]) -> str:
-        return f"| {' | '.join(cells)} |"
-
-    return [line(head), line(("---",) * len(head)), *map(line, rows)]

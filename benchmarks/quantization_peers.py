@@ -11,10 +11,8 @@ samples that no tool has seen, and compared with the float source.
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import os
-import platform
 import shutil
 import subprocess
 import sys
@@ -26,6 +24,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks import pages
 from benchmarks.measure import measure
 from benchmarks.quantization_peer_models import Samples, Subject, parameters, subjects
 from benchmarks.quantization_peer_page import page
@@ -357,19 +356,8 @@ def _joined(runs: list[dict[str, Any]]) -> dict[str, Any]:
 
 def machine(seconds: float, load: float, options: argparse.Namespace) -> dict[str, Any]:
     """Machine, versions and settings of the run."""
-    import npukit
-
-    cpu = ""
-    if Path("/proc/cpuinfo").exists():
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        cpu = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
     return {
-        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        "cpu": cpu,
-        "cores": os.cpu_count(),
-        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
-        "python": platform.python_version(),
-        "npukit": npukit.__version__,
+        **pages.machine(),
         "peers": {name: list(peer.packages) for name, peer in PEERS.items()},
         "titles": {"npukit": "npukit", **{name: peer.title for name, peer in PEERS.items()}},
         "only": {name: list(peer.only) for name, peer in PEERS.items()},

@@ -4,9 +4,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
+from benchmarks.pages import table
 from benchmarks.simulation_cases import rows
 from npukit.quantization.capabilities import UNRELIABLE
 
@@ -40,7 +40,7 @@ def page(figures: Found) -> str:
     lines += _summary(figures["ops"])
     lines += ["", *_ops(figures["ops"]), "", "### Accepted, but not used", ""]
     lines += ["HTP's validation takes these; they run in a finer precision, or in another form, instead.", ""]
-    lines += _table(("op", "activations", "why"), ((r.name, _bits(r.bits), r.reason) for r in UNRELIABLE))
+    lines += table(("op", "activations", "why"), ((r.name, _bits(r.bits), r.reason) for r in UNRELIABLE))
     lines += ["", "### Refused", "", *_refused(figures["ops"])]
     lines += ["", "### Weights of 4 and 16 bits (V73)", "", *_weights(figures["ops"])]
     if "networks" in figures:
@@ -86,7 +86,7 @@ def _ops(ops: list[Found]) -> list[str]:
         if eight is None and fine is None:
             continue
         made.append((row.label, *_cells(eight), *_cells(fine), _cells(old)[0], *_cells(coarse)[:2]))
-    return _table(head, made)
+    return table(head, made)
 
 
 def _worst(by_key: dict[tuple[str, int, int], Found], label: str, bits: int, archs: tuple[int, ...]) -> Found | None:
@@ -113,7 +113,7 @@ def _refused(ops: list[Found]) -> list[str]:
             words = f["refused"].partition("failed validation: ")[2] or f["refused"]
             found.setdefault((f["label"], words.split(";")[0][:110].replace("|", "/")), []).append(f["bits"])
     made = ((label, _bits(tuple(bits)), words) for (label, words), bits in found.items())
-    return _table(("graph", "activations", "the validation's words"), made)
+    return table(("graph", "activations", "the validation's words"), made)
 
 
 def _weights(ops: list[Found]) -> list[str]:
@@ -124,7 +124,7 @@ def _weights(ops: list[Found]) -> list[str]:
     head = ("graph", "W4A8", "most", "SQNR", "W4A16", "most", "SQNR", "W16A16", "most", "SQNR")
     order = ((8, 4), (16, 4), (16, 16))
     made = ((label, *(cell for key in order for cell in _cells(row.get(key)))) for label, row in found.items())
-    return _table(head, made)
+    return table(head, made)
 
 
 def _networks(networks: list[Found]) -> list[str]:
@@ -146,12 +146,8 @@ def _networks(networks: list[Found]) -> list[str]:
         mark = "" if apart <= GOAL_DB else " (missed)"
         row = (n["network"], n["precision"], f"{n['sqnr']:.2f}", f"{n['emulator_sqnr']:.2f}", f"{apart:.2f}{mark}")
         made.append((*row, f"{n['share']:.1%}", n["most"], _top1(n)))
-    return [*lines, *_table(head, made)]
+    return [*lines, *table(head, made)]
 
 
 def _top1(n: Found) -> str:
     return ", ".join(f"{n[key]:.1%}" for key in ("top1", "emulator_top1", "float_top1")) if "top1" in n else "-"
-
-
-def _table(head: tuple[str, ...], body: Iterable[tuple[Any, ...]]) -> list[str]:
-    return [f"| {' | '.join(map(str, row))} |" for row in (head, ("---",) * len(head), *body)]

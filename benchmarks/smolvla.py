@@ -10,10 +10,8 @@ and noise. PyTorch is our own definition of the network: in LeRobot's eager arit
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import os
-import platform
 import shutil
 import statistics
 import subprocess
@@ -23,6 +21,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from benchmarks import pages
 
 THREADS = 2
 PEER = "torch-sdpa"
@@ -234,9 +234,7 @@ def _machine() -> dict[str, Any]:
 
     names = ("npukit", "torch", "numpy", "onnxruntime", "onnxruntime-qnn")
     return {
-        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        "system": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
-        "python": platform.python_version(),
+        **pages.machine(),
         "versions": {name: importlib.metadata.version(name) for name in names},
         "load_before": os.getloadavg()[0],
     }
@@ -255,8 +253,8 @@ def markdown(found: dict[str, Any]) -> str:
         "does; `torch-sdpa` is the same network as fast as we could write it in PyTorch. Peak memory is the process's",
         "own, mapped files included; *anonymous* leaves those out, and is what stays resident after a chunk.",
         "",
-        f"{m['date']}; {m['system']}; Python {m['python']}; {versions}; load average {m['load_before']:.1f} before, "
-        f"{m['load_after']:.1f} after.",
+        f"{m['date']}; {m['cpu']}, {m['cores']} cores; {m['system']}; Python {m['python']}; {versions}; "
+        f"load average {m['load_before']:.1f} before, {m['load_after']:.1f} after.",
         "",
         "## A chunk of actions",
         "",
@@ -281,28 +279,20 @@ def markdown(found: dict[str, Any]) -> str:
             )
         )
     head = ("side", "s a chunk", "range", f"times as fast as {PEER}", "max error / range", "peak GB", "anonymous GB")
-    lines += _table((*head, "disk GB", "parts, s"), rows)
+    lines += pages.table((*head, "disk GB", "parts, s"), rows)
     lines += ["", "## The export", ""]
     stages = [
         (row["stage"], f"{row['seconds']:.1f}", f"{row['peak_bytes'] / 1e9:.2f}" if row["peak_bytes"] else "")
         for row in export["parity"]["stages"]
     ]
-    lines += _table(("stage", "seconds", "peak GB"), stages)
+    lines += pages.table(("stage", "seconds", "peak GB"), stages)
     chunks = [
         (row["backend"], row["precision"], row["against"], f"{row['cosine']:.8f}", f"{row['share']:.1e}")
         for row in export["parity"]["chunks"]
     ]
     lines += ["", "Chunks of probe observations through the runtime:", ""]
-    lines += _table(("backend", "precision", "against", "cosine", "max error / range"), chunks)
+    lines += pages.table(("backend", "precision", "against", "cosine", "max error / range"), chunks)
     return "\n".join(lines) + "\n"
-
-
-def _table(head: tuple[str, ...], rows: list[tuple[Any, ...]]) -> list[str]:
-    return [
-        f"| {' | '.join(head)} |",
-        f"|{' --- |' * len(head)}",
-        *(f"| {' | '.join(map(str, row))} |" for row in rows),
-    ]
 
 
 if __name__ == "__main__":

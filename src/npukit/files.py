@@ -100,7 +100,7 @@ def atomic_write(path: Path | str) -> Iterator[Path]:
                 raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path)) from None
         if final.exists() and not final.is_file():
             raise NpukitError("cannot write the file: a folder or device of this name exists", where=str(path))
-        _remove_stale(final)
+        _remove_stale(final.parent, _temp_prefix(final.name), _TEMP_SUFFIX)
         temp = final.with_name(f"{_temp_prefix(final.name)}{os.getpid()}-{secrets.token_hex(4)}{_TEMP_SUFFIX}")
         with os_errors(path, "write", instead_of=temp):
             descriptor = os.open(temp, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
@@ -128,8 +128,8 @@ def _temp_prefix(name: str) -> str:
     return f".{name[:180]}.{host}-"
 
 
-def _remove_stale(final: Path) -> None:
-    for path in _stale(final.parent, _temp_prefix(final.name), _TEMP_SUFFIX):
+def _remove_stale(folder: Path, prefix: str, suffix: str = "") -> None:
+    for path in _stale(folder, prefix, suffix):
         log.info("removing %s, left by a process that was killed", path.name)
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)
@@ -171,8 +171,7 @@ def temporary_folder() -> str:
         hint = "free some space, or set TMPDIR to a folder that can be written"
         raise NpukitError("there is no folder for temporary files", where=str(error.strerror), hint=hint) from error
     with contextlib.suppress(OSError):
-        for path in _stale(base, prefix):
-            shutil.rmtree(path, ignore_errors=True)
+        _remove_stale(base, prefix)
     return tempfile.mkdtemp(prefix=f"{prefix}{os.getpid()}-")
 
 
@@ -186,10 +185,7 @@ def temporary_folder_beside(path: Path) -> Path:
     """
     parent = path.resolve().parent
     prefix = _temp_prefix(path.name)
-    for stale in _stale(parent, prefix):
-        log.info("removing %s, left by a process that was killed", stale.name)
-        if stale.is_dir() and not stale.is_symlink():
-            shutil.rmtree(stale, ignore_errors=True)
+    _remove_stale(parent, prefix, _TEMP_SUFFIX)
     folder = parent / f"{prefix}{os.getpid()}-{secrets.token_hex(4)}{_TEMP_SUFFIX}"
     folder.mkdir()
     return folder

@@ -34,7 +34,7 @@ from npukit.verbs.options import Result
 log = logging.getLogger(__name__)
 
 # Verb -> (module, options class, function, help). Modules are imported when their verb is used.
-Table = dict[str, tuple[str, str, str, str]]  # verb -> module, options dataclass, function, help
+Table = dict[str, tuple[str, str, str, str]]
 
 VERBS: Table = {
     "convert": ("npukit.verbs.convert", "ConvertOptions", "convert", "Convert a model to a DLC and verify it."),

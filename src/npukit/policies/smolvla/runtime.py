@@ -89,14 +89,11 @@ class Runtime:
         if wrong:
             raise ArtifactError(f"the manifest's config has no sound {' and no '.join(wrong)}", where=self._where)
         times = step_times(int(config["num_steps"]))
-        if "timestep" in ports:
-            return [("timestep", np.full(ports["timestep"], value, np.float32)) for value in times]
-        for name in ("time_embedding", "time_emb"):
-            if name in ports:  # computed in float64, see `time_embeddings`
-                low, high = float(config["min_period"]), float(config["max_period"])
-                table = time_embeddings(times, ports[name][-1], low, high)
-                return [(name, row.reshape(ports[name])) for row in table]
-        raise ArtifactError("the action head takes no time", where=self._where)
+        if "time_embedding" not in ports:
+            raise ArtifactError("the action head takes no time", where=self._where)
+        shape = ports["time_embedding"]  # computed in float64, see `time_embeddings`
+        table = time_embeddings(times, shape[-1], float(config["min_period"]), float(config["max_period"]))
+        return [("time_embedding", row.reshape(shape)) for row in table]
 
     def noise_shape(self) -> tuple[int, int]:
         """[chunk_size, widest action]."""
@@ -154,10 +151,6 @@ class Runtime:
         present = np.array([_present(inputs, name) for name in self._cameras])
         if "image_masks" in self._taken:
             self._backbone.write("image_masks", present[None].astype(np.int64))
-        for slot, value in enumerate(present):
-            name = f"image_mask_{slot + 1}"
-            if name in self._taken:
-                self._backbone.write(name, np.array([value], np.int64))
 
     def chunk(self, noise: Array | None, rng: np.random.Generator) -> Array:
         """Normalized actions float32 [chunk_size, widest action]: noise carried along the velocity field.
