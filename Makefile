@@ -16,7 +16,7 @@ BINDING_TESTS := tests/test_qnn_api_native.py tests/test_capture.py tests/test_a
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup demo check lint unit test test-all conformance networks env-openpi train bench bench-serving bench-sentences bench-quantization bench-smolvla soak fuzz sbom wheel docs-api clean
+.PHONY: help setup demo check lint unit test test-all conformance networks networks-pytorch networks-tensorflow env-openpi env-tensorflow train bench bench-serving bench-sentences bench-quantization bench-smolvla soak fuzz sbom wheel docs-api clean
 .DELETE_ON_ERROR:
 
 help:
@@ -27,6 +27,7 @@ help:
 	@echo "make lint         ruff, mypy, import-linter"
 	@echo "make conformance  the ONNX backend tests over all paths; writes docs/op-coverage.md"
 	@echo "make networks     eight real networks at full size on both backends; writes docs/results/networks.md"
+	@echo "make env-tensorflow  TensorFlow and tf2onnx in .venv-tensorflow, for tests of TensorFlow's models"
 	@echo "make train        the small policy of training/ from nothing (about half an hour)"
 	@echo "make bench        cost against bare C calls and ONNX Runtime's QNN provider"
 	@echo "make bench-quantization  the quantizer against ONNX Runtime's and AIMET's (under 3 hours)"
@@ -93,6 +94,11 @@ env-openpi:
 	$(PYTHON) -m venv .venv-openpi
 	.venv-openpi/bin/python -m pip install --quiet --require-hashes --no-deps -r constraints-openpi.txt
 
+# TensorFlow with tf2onnx, which TensorFlow models are read and made with; about 1.5 GB.
+env-tensorflow:
+	$(PYTHON) -m venv .venv-tensorflow
+	.venv-tensorflow/bin/python -m pip install --quiet --no-deps -r constraints-tensorflow.txt
+
 networks: $(READY)
 	$(BIN)/python -m networks --markdown docs/results/networks.md
 
@@ -137,5 +143,5 @@ wheel: $(READY)
 	$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation -w dist .
 
 clean:
-	rm -rf .venv .venv-peer .venv-peer-ort .venv-aimet .venv-openpi build dist results .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf .venv .venv-peer .venv-peer-ort .venv-aimet .venv-openpi .venv-tensorflow build dist results .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

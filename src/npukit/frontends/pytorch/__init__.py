@@ -6,7 +6,8 @@ torch is an extra and takes seconds to import, so it lives in a process of its o
 whether reading it would run code, is decided before that, without torch (`kinds`, `archive`, `script`).
 """
 
-from npukit.frontends.pytorch.convert import Exported, as_onnx, export_object
+from npukit.frontends.exported import Exported
+from npukit.frontends.pytorch.convert import as_onnx, export_object
 from npukit.frontends.pytorch.kinds import kind_of
 
 __all__ = ["Exported", "as_onnx", "export_object", "kind_of"]

@@ -4,38 +4,22 @@
 
 from __future__ import annotations
 
-import atexit
 import shutil
 import threading
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from npukit.errors import MissingDependency
 from npukit.files import sha256_file, temporary_folder
+from npukit.frontends.exported import Exported, new_folder
 from npukit.frontends.pytorch import archive, script
 from npukit.frontends.pytorch.kinds import EXPORT, PICKLE, SCRIPT, kind_of, refuse_pickle
 from npukit.log import progress_sink, report
 from npukit.worker import Worker
 
 EXTRA = "pip install 'npukit[torch]'"
-
-
-@dataclass(frozen=True)
-class Exported:
-    """A PyTorch program as ONNX.
-
-    Attributes:
-        path: the ONNX file, its weights beside it where they are large; it lives as long as this process.
-        notes: what was done, and how far PyTorch itself and the ONNX file differ.
-        digest: gives the SHA-256 of what the user handed in.
-    """
-
-    path: Path
-    notes: tuple[str, ...]
-    digest: Callable[[], str]
 
 
 _made: dict[tuple[object, ...], Exported] = {}
@@ -104,13 +88,6 @@ def _export(
     if allow_pickle:
         notes = ["pickles in the file were allowed to run (--allow-pickle)", *notes]
     return Exported(folder / f"{path.stem}.onnx", tuple(notes), partial(sha256_file, path))
-
-
-def new_folder() -> Path:
-    """A temporary folder that is removed when this process ends."""
-    folder = temporary_folder()
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return Path(folder)
 
 
 def need_torch(path: Path | None = None) -> None:

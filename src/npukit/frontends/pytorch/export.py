@@ -20,6 +20,7 @@ from typing import Any
 import onnx_ir as ir
 
 from npukit.errors import Fault, MissingDependency, ModelError, NpukitError, UsageError
+from npukit.frontends.exported import write_samples
 from npukit.frontends.pytorch import archive, compare, names, trees
 from npukit.frontends.pytorch.kinds import EXPORT, SCRIPT
 
@@ -137,12 +138,9 @@ def export_program(program: Any, output: Path, shapes: Mapping[str, tuple[int, .
         else:
             args, kwargs = feeds
             notes.append(compare.against_onnx(torch, _runnable(program), args, kwargs, output))
-            leaves = torch.utils._pytree.tree_leaves((args, kwargs))
-            arrays = [compare.array_of(torch, leaf) for leaf in leaves if isinstance(leaf, torch.Tensor)]
+            arrays = compare.arrays_of(torch, (args, kwargs))
             called = names.input_names(program)
-            if len(called) == len(arrays) and compare.write_samples(
-                dict(zip(called, arrays, strict=True)), output.parent
-            ):
+            if len(called) == len(arrays) and write_samples(dict(zip(called, arrays, strict=True)), output.parent):
                 notes.append("whole numbers to verify with are those of the example inputs, floats also drawn anew")
     return notes
 
