@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from npukit import plugins
 from npukit.analysis import compare
 from npukit.errors import InputError, ModelError
 
@@ -90,7 +91,10 @@ def _save_for_ort(model: ir.Model, opset: int, target: Path) -> Path:
 
     from npukit.frontends.onnx import expand_functions
 
-    model = expand_functions(model, lambda domain, op, version: bool(domain) or _since(op) <= opset)
+    def keep(domain: str, op: str, version: int) -> bool:
+        return plugins.find(domain, op) is None and (bool(domain) or _since(op) <= opset)
+
+    model = expand_functions(model, keep)
     _declare(model, opset)
     size = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
     ir.save(model, target, external_data=f"{target.stem}.data" if size > _EMBED_LIMIT else None)

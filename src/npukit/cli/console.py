@@ -18,6 +18,10 @@ def session(common: Common) -> Iterator[None]:
     """Set up logging, the library folder and the progress bar for one verb."""
     if common.qnn_lib_dir is not None:
         os.environ["NPUKIT_QNN_LIB_DIR"] = str(common.qnn_lib_dir.absolute())
+    if common.plugin:
+        from npukit import plugins
+
+        plugins.use(*common.plugin)
     log.configure(-1 if common.quiet else common.verbose, common.log_file)
     with _bar(common) as sink, log.progress_to(sink):
         yield

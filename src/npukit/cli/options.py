@@ -33,6 +33,10 @@ class Common:
     qnn_lib_dir: Path | None = opt(
         None, "Take Qualcomm's libraries from this folder first.", "--qnn-lib-dir", metavar="DIR", parse=Path
     )
+    plugin: tuple[str, ...] = opt(
+        (), "Python file, module or entry point that defines ops of the model; repeatable.", many=True,
+        metavar="FILE|NAME",
+    )  # fmt: skip
 
 
 def build(name: str, options: type, run: Callable[[Any, Common], None]) -> typer.Typer:

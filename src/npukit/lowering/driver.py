@@ -13,9 +13,11 @@ from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
+from npukit import plugins
 from npukit.errors import Fault, LoweringError, NpukitError, nearest
 from npukit.frontends.onnx.contradiction import contradiction
 from npukit.frontends.onnx.expand_functions import expand_functions, has_body
+from npukit.lowering.custom import lower_custom
 from npukit.lowering.emitter import Emitter, Validator
 from npukit.lowering.holding import channel_last, dtype_name
 from npukit.lowering.layout import clean
@@ -80,7 +82,8 @@ def handles(domain: str, op: str, version: int | None = None) -> bool:
     """Whether a lowering is registered for an op."""
     import npukit.lowering.ops  # noqa: F401 - registers the lowerings
 
-    return lowers.find(domain, op, version) is not None
+    custom = plugins.find(domain, op)
+    return lowers.find(domain, op, version) is not None or (custom is not None and not custom.expands)
 
 
 def lower(
@@ -181,6 +184,8 @@ def _lower(
 
 def _lower_node(emitter: Emitter, node: ir.Node, collapsed: Collapsed) -> NodeReport:
     function = lowers.find(node.domain, node.op_type, node.version)
+    if function is None and handles(node.domain, node.op_type, node.version):
+        function = lower_custom
     if function is None:
         known = [row.op for row in lowers if row.domain == node.domain]
         raise Unsupported(f"no lowering for {node.domain or 'ai.onnx'}::{node.op_type}", nearest(node.op_type, known))

@@ -34,7 +34,7 @@ from npukit.lowering.holding import (
 )
 from npukit.lowering.registry import Refused, Unsupported
 from npukit.lowering.views import SPREAD, emit_beyond, merged_shape, spread
-from npukit.qnn.graph import Array, DType, Encoding, Graph, Held, Op, Tensor, TensorKind
+from npukit.qnn.graph import Array, DType, Encoding, Graph, Held, Op, Param, Tensor, TensorKind
 from npukit.qnn.names import Names
 from npukit.qnn.opdefs import integer_range
 from npukit.targets import Target
@@ -392,9 +392,30 @@ class Emitter:
         for target, validate in self._validators.items():
             if text := self._verdict(target, validate, op):
                 raise Refused(op_type, target, text)
+        self._append(op)
+        return outputs[0]
+
+    def emit_foreign(
+        self,
+        package: str,
+        op_type: str,
+        inputs: Sequence[Tensor | None],
+        outputs: Sequence[Tensor],
+        params: Mapping[str, Param],
+    ) -> Tensor:
+        """Append an op of another package, which no backend here knows and hence none is asked about."""
+        source = self.node.name if self.node is not None and self.node.name else op_type
+        name = self._fresh(source)
+        self._append(Op(name, op_type, list(inputs), list(outputs), dict(params), package, (source,)))
+        return outputs[0]
+
+    def _append(self, op: Op) -> None:
         self.graph.ops.append(op)
         self._journal.entries.append(self.graph.ops.pop)
-        return outputs[0]
+
+    def holds(self, value: ir.Value) -> bool:
+        """Whether a tensor of the graph, or a constant, stands for a value."""
+        return self.value(value) in self._held
 
     def _verdict(self, target: str, validate: Validator, op: Op) -> str | None:
         key = (target, op.type, validation_key(op))

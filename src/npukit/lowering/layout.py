@@ -4,7 +4,8 @@
 
 Consecutive Transposes become one (or none), consecutive Reshapes become one, ops that nothing reads go. A Transpose
 in front of a flattening FullyConnected goes into the columns of its weight, a Batchnorm behind a convolution into
-the convolution's kernel and bias, an added row behind a FullyConnected without bias into that bias.
+the convolution's kernel and bias, an added row behind a FullyConnected without bias into that bias. Last, what a backend's compiler takes apart wrongly
+is put in another form.
 With `nhwc_io`, a Transpose that only turns an input or output of the graph is dropped and the tensor's `held`
 says so.
 """
@@ -33,7 +34,30 @@ def clean(graph: Graph, *, nhwc_io: bool, emitter: Emitter | None = None) -> Gra
         or _drop_dead(graph)
     ):
         pass
+    if emitter is not None and "fully_connected_between_reshapes_fails" in emitter.quirks:
+        _read_unflattened(graph)
     return graph
+
+
+def _read_unflattened(graph: Graph) -> None:
+    """Reshape -> FullyConnected -> Reshape back to the first shape: FullyConnected flattens its input by itself."""
+    makers = {id(tensor): op for op in graph.ops for tensor in op.outputs}
+    for behind in graph.ops:
+        product = makers.get(id(behind.inputs[0])) if behind.type == "Reshape" else None
+        if product is None or product.type != "FullyConnected":
+            continue
+        before = makers.get(id(product.inputs[0]))
+        source = before.inputs[0] if before is not None and before.type == "Reshape" else None
+        if source is None or source.shape[-1] == product.inputs[1].shape[-1]:  # type: ignore[union-attr]
+            continue
+        if _unpadded(source.shape) == _unpadded(behind.outputs[0].shape):
+            product.inputs[0] = source
+    _drop_dead(graph)
+
+
+def _unpadded(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """A shape without its leading ones."""
+    return shape[next((i for i, size in enumerate(shape) if size != 1), len(shape)) :]
 
 
 def _fold_batchnorm(graph: Graph) -> bool:

@@ -24,7 +24,7 @@ import onnx_ir as ir
 from npukit.errors import UsageError
 from npukit.qnn.graph import Array, DType, Graph, Op, Tensor, TensorKind
 from npukit.quantization.roles import weight_axis
-from npukit.raising import raise_graph
+from npukit.raising import foreign, raise_graph
 from npukit.raising.encodings import dequantized, storage_dtype
 from npukit.worker import note
 
@@ -64,10 +64,9 @@ class Simulation:
         import onnxruntime
 
         raised = raise_graph(as_computed(graph) if quantized == "qdq" else graph, quantized=quantized)
-        foreign = sorted({node.op_type for node in raised.graph if node.domain == "qti.aisw"})
-        if foreign:
+        if unknown := foreign(raised):
             raise UsageError(
-                f"ONNX Runtime cannot run {', '.join(foreign)}: ops without ONNX expression",
+                f"ONNX Runtime cannot run {', '.join(unknown)}: ops without ONNX expression",
                 hint="quantize a model without them",
             )
         if change is not None:

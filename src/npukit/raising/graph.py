@@ -8,8 +8,10 @@ from functools import cache
 from typing import Literal
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 
+from npukit import plugins
 from npukit.errors import GraphError, UsageError
 from npukit.qnn.graph import DType, Graph, Op, Tensor, TensorKind
 from npukit.raising.emit import Attribute, Build, Emit, ir_type
@@ -28,7 +30,6 @@ def newest_opset() -> int:
 
     Raises GraphError where it loads none of them.
     """
-    import onnx
     import onnxruntime as ort
 
     options = ort.SessionOptions()
@@ -54,6 +55,11 @@ def newest_opset() -> int:
 def unraised(graph: Graph) -> list[Op]:
     """Ops of `graph` that have no ONNX expression: `raise_graph` makes nodes of domain `qti.aisw` of them."""
     return _raised(graph, "float", _OLDEST_OPSET)[1]
+
+
+def foreign(model: ir.Model) -> list[str]:
+    """Op types of a raised model that ONNX Runtime cannot run."""
+    return sorted({n.op_type for n in model.graph if n.domain and n.op_identifier() not in model.functions})
 
 
 def raise_graph(graph: Graph, *, quantized: Quantized = "qdq", opset: int | None = None) -> ir.Model:
@@ -83,13 +89,31 @@ def _raised(graph: Graph, quantized: Quantized, version: int) -> tuple[ir.Model,
     build = Build({tensor.name for tensor in graph.tensors()}, quantized, version)
     inputs = [_input(build, tensor) for tensor in graph.inputs]
     kept = [op for op in graph.ops if not _raise_op(build, op)]
+    functions = _bodies(kept)
     outputs = [_output(build, tensor) for tensor in graph.outputs]
     imports = {"": version}
     imports.update({op.package: 1 for op in kept})
     raised = ir.Graph(
         inputs, outputs, nodes=build.nodes, initializers=_used(build), opset_imports=imports, name=graph.name or "graph"
     )
-    return ir.Model(raised, ir_version=_IR_VERSION, producer_name="npukit"), kept
+    model = ir.Model(raised, ir_version=_IR_VERSION, producer_name="npukit", functions=functions)
+    return model, [op for op in kept if (op.package, op.type, "") not in model.functions]
+
+
+def _bodies(kept: list[Op]) -> list[ir.Function]:
+    """What plugins say of ops of op packages, where their tensors hold the real values that a body is about."""
+    coded = {
+        (op.package, op.type) for op in kept if any(t is not None and t.encoding for t in (*op.inputs, *op.outputs))
+    }
+    found = {}
+    for custom in plugins.ops():
+        key = (custom.package, custom.name)
+        if custom.function is not None and key in {(op.package, op.type) for op in kept} - coded:
+            body = onnx.FunctionProto()
+            body.CopyFrom(custom.function)
+            body.domain = custom.package
+            found[key] = ir.serde.deserialize_function(body)
+    return list(found.values())
 
 
 def _used(build: Build) -> list[ir.Value]:

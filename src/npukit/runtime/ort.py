@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import ml_dtypes
 import numpy as np
 
+from npukit import plugins
 from npukit.errors import ModelError, NativeError, NpukitError, UsageError, nearest
 from npukit.runtime.contract import Array, Port, Shape, ignored_ports, native_ports, ports_of
 from npukit.runtime.engine import Description, Placement, ProfileEvent, Request
@@ -71,17 +72,16 @@ def _raised(request: Request) -> OrtEngine:
     import onnx_ir
 
     from npukit.artifacts import dlc
-    from npukit.raising import raise_graph
+    from npukit.raising import foreign, raise_graph
     from npukit.runtime.qnn import pick_graph
 
     assert request.path is not None
     model, stamp = dlc.read(Path(request.path))
     graph = pick_graph(model, request.graph, request.path)
     raised = raise_graph(graph, quantized="qdq")
-    foreign = sorted({node.op_type for node in raised.graph if node.domain == "qti.aisw"})
-    if foreign:
+    if unknown := foreign(raised):
         raise UsageError(
-            f"the graph has ops without ONNX expression: {', '.join(foreign)}",
+            f"the graph has ops without ONNX expression: {', '.join(unknown)}",
             where=request.path,
             hint="run it with --backend qnn-cpu",
         )
@@ -243,8 +243,8 @@ class OrtEngine:
         where = self._source.name if isinstance(self._source, Path) else ""
         note("onnxruntime.InferenceSession")
         try:
-            if self._fetch:
-                source = self._with_outputs(options)
+            if self._fetch or plugins.ops():
+                source = self._edited(options)
             session = self._make(source, options)
         except NpukitError:
             raise
@@ -252,7 +252,8 @@ class OrtEngine:
             raise ModelError(
                 f"ONNX Runtime cannot load the model: {text_of(error)}",
                 where=where,
-                hint="npukit convert accepts more: its own front end rewrites what this ONNX Runtime does not know",
+                hint="npukit convert accepts more: its own front end rewrites what this ONNX Runtime does not know"
+                + ("; a plugin's body must be in the model's own opset here" if plugins.ops() else ""),
             ) from error
         session.disable_fallback()
         return session
@@ -262,8 +263,8 @@ class OrtEngine:
 
         return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
 
-    def _with_outputs(self, options: onnxruntime.SessionOptions) -> bytes:
-        """The model with the fetched values among its outputs; weights stay where they are."""
+    def _edited(self, options: onnxruntime.SessionOptions) -> bytes:
+        """The model with the fetched values among its outputs, and what plugins define; weights stay where they are."""
         import onnx
 
         if isinstance(self._source, Path):
@@ -279,8 +280,31 @@ class OrtEngine:
             raise UsageError(f"the model has no value {missing[0]!r}", hint=nearest(missing[0], known))
         present = {value.name for value in model.graph.output}
         model.graph.output.extend(onnx.ValueInfoProto(name=n) for n in dict.fromkeys(self._fetch) if n not in present)
+        if not self._raised:
+            _define(model)
         data: bytes = model.SerializeToString()
         return data
+
+
+def _define(model: onnx.ModelProto) -> None:
+    """Put the bodies of ops that plugins define into a model as its functions.
+
+    Raises:
+        ModelError: a plugin defines an op of the model without a body.
+    """
+    used = {(node.domain, node.op_type) for node in model.graph.node}
+    bodiless = [op for op in plugins.ops() if (op.domain, op.name) in used and op.function is None]
+    if bodiless:
+        raise ModelError(
+            bodiless[0].broken("gives no body") + ": ONNX Runtime cannot run the model",
+            hint="give it one, or leave the verification out (--no-verify)",
+        )
+    own = {(function.domain, function.name) for function in model.functions}
+    bodies = [op.function for op in plugins.ops() if op.function is not None and (op.domain, op.name) not in own]
+    model.functions.extend(bodies)
+    imported = {entry.domain for entry in model.opset_import}
+    for domain in sorted({body.domain for body in bodies} - imported):
+        model.opset_import.add(domain=domain, version=1)
 
 
 def _values(model: onnx.ModelProto) -> set[str]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import npukit
+from npukit import plugins
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -34,6 +35,7 @@ def source_stamp(source: Path, targets: Sequence[Target], lowered: Lowered, opti
     from npukit.qnn.api import libraries
 
     library = libraries.find("ir")
+    named = plugins.titles()
     return Stamp(
         npukit_version=npukit.__version__,
         qairt_build=library.build_id,
@@ -41,7 +43,7 @@ def source_stamp(source: Path, targets: Sequence[Target], lowered: Lowered, opti
         needs_qairt=".".join(library.build_id.lstrip("v").split(".")[:2]),
         source_name=source.name,
         targets=tuple(target.name for target in targets),
-        options=options,
+        options={**options, **({"plugins": named} if named else {})},
         names={value: name for value, name in lowered.names.items() if value != name},
     )
 

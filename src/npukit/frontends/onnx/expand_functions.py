@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import onnx
 import onnx_ir as ir
 
+from npukit import plugins
 from npukit.frontends.onnx.infer_shapes import type_proto
 from npukit.frontends.onnx.resolve_control_flow import clone_node
 from npukit.frontends.onnx.rewrite import (
@@ -29,14 +30,18 @@ Keep = Callable[[str, str, int], bool]
 def has_body(node: ir.Node) -> bool:
     """Whether the node's op is defined by other ops."""
     schema: Any = schema_of(node.domain, node.op_type, version_of(node))  # its stub lacks the function members
-    return schema is not None and bool(schema.has_function or schema.has_context_dependent_function)
+    if schema is None:
+        custom = plugins.find(node.domain, node.op_type)
+        return custom is not None and custom.function is not None
+    return bool(schema.has_function or schema.has_context_dependent_function)
 
 
 def function_body(node: ir.Node) -> onnx.FunctionProto | None:
     """The body for this very node (attributes and input types decide context-dependent ones), or None."""
     schema: Any = schema_of(node.domain, node.op_type, version_of(node))  # its stub lacks the function members
     if schema is None:
-        return None
+        custom = plugins.find(node.domain, node.op_type)
+        return None if custom is None or custom.function is None else _parse(custom.function.SerializeToString())
     wanted = newest_version("")
     if schema.has_function:
         versions = [v for v in schema.function_opset_versions if v <= wanted]
@@ -73,12 +78,13 @@ def expand_function(walk: Walk, node: ir.Node) -> bool:
     if body is None or not body.node:
         return False
     schema: Any = schema_of(node.domain, node.op_type, version_of(node))  # its stub lacks the function members
-    assert schema is not None
-    defaults = {
-        name: attr.default_value
-        for name, attr in schema.attributes.items()
-        if attr.default_value.type != onnx.AttributeProto.UNDEFINED
-    }
+    defaults = {attr.name: attr for attr in body.attribute_proto}
+    if schema is not None:
+        defaults |= {
+            name: attr.default_value
+            for name, attr in schema.attributes.items()
+            if attr.default_value.type != onnx.AttributeProto.UNDEFINED
+        }
     versions = {("" if i.domain == "ai.onnx" else i.domain): i.version for i in body.opset_import}
     # the body of an optional output that this node does not have is left out by onnx
     made = {name for inner in body.node for name in inner.output} | set(body.input)

@@ -5,11 +5,13 @@
 from __future__ import annotations
 
 import functools
+import operator
 
 import numpy as np
 import onnx
 import onnx_ir as ir
 
+from npukit import plugins
 from npukit.frontends.onnx.rewrite import constant, newest_version, schema_of, subgraphs_of, version_of
 from npukit.frontends.onnx.shape_rules import correct_shapes
 
@@ -83,6 +85,7 @@ def infer_node(node: ir.Node) -> None:
     version = version_of(node)
     schema = schema_of(node.domain, node.op_type, version)
     if schema is None:
+        _infer_custom(node)
         return
     types: dict[str, onnx.TypeProto] = {}
     data: dict[str, onnx.TensorProto] = {}
@@ -125,6 +128,74 @@ def infer_node(node: ir.Node) -> None:
         if shape is not None:
             output.shape = shape
     correct_shapes(node)
+
+
+def _infer_custom(node: ir.Node) -> None:
+    """Types of the outputs of an op that a plugin defines: by its `infer`, which its body may not contradict."""
+    custom = plugins.find(node.domain, node.op_type)
+    types = [type_proto(value) if value is not None else onnx.TypeProto() for value in node.inputs]
+    if custom is None or any(value is not None and not is_static(value) for value in node.inputs):
+        return
+    found: list[onnx.TypeProto | None] = [None] * len(node.outputs)
+    if custom.function is not None:
+        found = _by_body(custom, node, types)
+    if custom.infer is not None:
+        given = _by_plugin(custom, node)
+        for i, (body, said) in enumerate(zip(found, given, strict=False)):
+            if body is not None and _static(body) and body != said:
+                what = custom.broken("infers a wrong type")
+                raise InferenceFailed(f"{what}: output {i} is {_type_text(said)}, by its body {_type_text(body)}")
+        found = list(given)
+    for output, proto in zip(node.outputs, found, strict=False):
+        if proto is not None:
+            output.type = ir.serde.deserialize_type_proto_for_type(proto)
+            output.shape = ir.serde.deserialize_type_proto_for_shape(proto)
+
+
+def _by_body(
+    custom: plugins.CustomOp, node: ir.Node, types: list[onnx.TypeProto | None]
+) -> list[onnx.TypeProto | None]:
+    attributes = list(ir.serde.serialize_node(node).attribute)
+    given = {attr.name for attr in attributes}
+    attributes += [attr for attr in custom.function.attribute_proto if attr.name not in given]  # type: ignore[union-attr]
+    try:
+        return list(onnx.shape_inference.infer_function_output_types(custom.function, types, attributes))  # type: ignore[arg-type]
+    except (onnx.shape_inference.InferenceError, onnx.checker.ValidationError, RuntimeError, ValueError) as error:
+        raise InferenceFailed(f"{custom.broken('gives a body that does not fit')}: {_clean(str(error))}") from None
+
+
+def _by_plugin(custom: plugins.CustomOp, node: ir.Node) -> list[onnx.TypeProto]:
+    assert custom.infer is not None
+    try:
+        given = custom.infer(node)
+    except Exception as error:
+        raise InferenceFailed(f"{custom.broken('fails to infer shapes')}: {type(error).__name__}: {error}") from error
+    try:
+        found = [
+            _tensor_type(int(ir.DataType.from_numpy(np.dtype(dtype))), tuple(operator.index(dim) for dim in shape))
+            for dtype, shape in given
+        ]
+    except (TypeError, ValueError) as error:
+        raise InferenceFailed(
+            f"{custom.broken('infers no types')}: {str(given)[:100]} is no list of (dtype, shape): {error}"
+        ) from None
+    if len(found) < len(node.outputs) or any(dim < 0 for _, shape in given for dim in shape):
+        raise InferenceFailed(
+            f"{custom.broken('infers a wrong type')}: {str(given)[:100]} for {len(node.outputs)} outputs"
+        )
+    return found
+
+
+def _static(proto: onnx.TypeProto) -> bool:
+    tensor = proto.tensor_type
+    return (
+        bool(tensor.elem_type) and tensor.HasField("shape") and all(d.HasField("dim_value") for d in tensor.shape.dim)
+    )
+
+
+def _type_text(proto: onnx.TypeProto) -> str:
+    dims = [d.dim_value for d in proto.tensor_type.shape.dim]
+    return f"{onnx.helper.tensor_dtype_to_np_dtype(proto.tensor_type.elem_type).name} {dims}"
 
 
 def _clean(text: str) -> str:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 import onnx
 import onnx_ir as ir
 
+from npukit import plugins
 from npukit.errors import Fault, ModelError
 from npukit.frontends.onnx.cut_graph import cut_graph
 from npukit.frontends.onnx.expand_functions import expand_functions
@@ -123,12 +124,13 @@ def finish_model(model: ir.Model) -> None:
     graph = model.graph
     faults = []
     for node in graph:
+        if not _known(node):
+            what = f"{node.domain or 'ai.onnx'}::{node.op_type} is not an op that is known here"
+            hint = "name a plugin that defines it (--plugin), or cut the graph before it (--output)"
+            faults.append(Fault(what, f"node {node.name!r}", hint))
+            continue
         unknown = [v for v in node.outputs if v.name and (v.uses() or v.is_graph_output()) and not is_static(v)]
         if unknown and all(i is None or is_static(i) for i in node.inputs):
-            if schema_of(node.domain, node.op_type, newest_version(node.domain)) is None:
-                what = f"{node.domain or 'ai.onnx'}::{node.op_type} is not an op that is known here"
-                faults.append(Fault(what, f"node {node.name!r}", "cut the graph before it (--output)"))
-                continue
             shown = ", ".join(f"{v.name!r} {v.shape if v.shape is not None else '(rank unknown)'}" for v in unknown)
             faults.append(
                 Fault(
@@ -143,6 +145,11 @@ def finish_model(model: ir.Model) -> None:
     model.opset_imports.clear()
     model.opset_imports.update({d: newest_version(d) for d in sorted(domains)})
     model.ir_version = max(model.ir_version or 0, 10)
+
+
+def _known(node: ir.Node) -> bool:
+    schema = schema_of(node.domain, node.op_type, newest_version(node.domain))
+    return schema is not None or plugins.find(node.domain, node.op_type) is not None
 
 
 __all__ = ["PIPELINE", "expand_functions", "finish_model", "load", "normalize"]

@@ -15,8 +15,10 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx_ir as ir
 
+from npukit import plugins
 from npukit.errors import Fault, ModelError
 from npukit.frontends.onnx import upgrade_ops
+from npukit.frontends.onnx.expand_functions import expand_function
 from npukit.frontends.onnx.fold_constants import fold_node
 from npukit.frontends.onnx.infer_shapes import InferenceFailed, allowed_types, infer_node
 from npukit.frontends.onnx.replace_contrib import replace_contrib
@@ -161,6 +163,12 @@ def spread(walk: Walk, node: ir.Node) -> bool:
     return True
 
 
+def expand_custom(walk: Walk, node: ir.Node) -> bool:
+    """An op of a plugin that has nothing but a body is what the body says."""
+    custom = plugins.find(node.domain, node.op_type) if node.domain else None
+    return custom is not None and custom.expands and expand_function(walk, node)
+
+
 def infer(walk: Walk, node: ir.Node) -> bool:
     """Shapes and dtypes of the outputs."""
     sentences = allowed_types(node)
@@ -207,6 +215,7 @@ def specialize(model: ir.Model, extra_rules: tuple[Rule, ...] = ()) -> Walk:
     rules: tuple[Rule, ...] = (
         constant_node,
         replace_contrib,
+        expand_custom,
         upgrade,
         resolve_sequences,
         resolve_control_flow,
