@@ -117,6 +117,8 @@ def simplify_ops(model: ir.Model) -> int:
         if node.op_type == "Dropout":
             removed += _dropout(graph, names, node)
             continue
+        if node.op_type == "Concat":
+            _drop_empty(node)
         check = _NOTHING.get(node.op_type)
         if check is None or node.inputs[0] is None or not check(node):
             continue
@@ -142,6 +144,15 @@ def simplify_ops(model: ir.Model) -> int:
 
 def _can_take_name(value: ir.Value) -> bool:
     return value.producer() is not None and not value.is_graph_output()
+
+
+def _drop_empty(node: ir.Node) -> None:
+    """Take out the inputs of a Concat without elements: loops that were unrolled begin and end with such."""
+    full = [value for value in node.inputs if 0 not in (shape_of(value) or ())]
+    if 0 < len(full) < len(node.inputs):
+        for i, value in enumerate(full):
+            node.replace_input_with(i, value)
+        node.resize_inputs(len(full))
 
 
 def _dropout(graph: ir.Graph, names: Names, node: ir.Node) -> int:

@@ -10,59 +10,154 @@ layout pass of the lowering finds that all of them cancel.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
-from typing import Any, TypeVar
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
-from npukit.frontends.tflite.flatfile import Array, OpRecord, Quantization, SubgraphRecord, TensorRecord
+from npukit.errors import Fault
+from npukit.frontends.tflite.flatfile import BROKEN, Array, OpRecord, Quantization, SubgraphRecord, TensorRecord
+from npukit.frontends.tflite.registry import Refused, reader_of
 
-Reader = Callable[["Builder"], None]
-R = TypeVar("R", bound=Reader)
-READERS: dict[str, Reader] = {}
-
+# Operators that are read in all: subgraphs that call one another could make this any number.
+MAX_OPERATORS = 200_000
 _CODES = (ir.DataType.INT8, ir.DataType.UINT8, ir.DataType.INT16)
 _RELU_RANGES: dict[int, tuple[float, float]] = {1: (0.0, np.inf), 2: (-1.0, 1.0), 3: (0.0, 6.0)}
 
 
-class Refused(Exception):
-    """An operator that cannot be expressed; the text says why, `hint` what to do."""
+@dataclass
+class Shared:
+    """What the builders of one file have in common.
 
-    def __init__(self, what: str, hint: str = "") -> None:
-        super().__init__(what)
-        self.hint = hint
+    Attributes:
+        subgraphs: all of the file.
+        root: the outermost graph; all constants are there, where the graphs inside see them.
+        taken: names of values.
+        faults: what cannot be converted.
+        notes: what the user should know.
+        dynamic_range: whether codes of a constant became floats.
+        variables: values of the resource variables that never change, by name.
+        read: how many operators were read.
+    """
 
-
-def reads(*names: str) -> Callable[[R], R]:
-    """Register a function for the builtin operators `names`."""
-
-    def register(function: R) -> R:
-        for name in names:
-            if name in READERS:
-                raise ValueError(f"two functions read {name}")
-            READERS[name] = function
-        return function
-
-    return register
+    subgraphs: list[SubgraphRecord]
+    root: ir.Graph
+    taken: set[str]
+    faults: list[Fault] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    dynamic_range: bool = False
+    variables: dict[str, Array] = field(default_factory=dict)
+    read: int = 0
 
 
 class Builder:
-    """The ONNX graph of one subgraph while it is written, and the operator that is being read."""
+    """The ONNX graph of one subgraph while it is written, and the operator that is being read.
 
-    def __init__(self, source: SubgraphRecord, names: dict[int, str]) -> None:
-        self.source = source
-        self.graph = ir.Graph([], [], nodes=[], opset_imports={"": 1}, name=source.name or "main")
+    Args:
+        number: of the subgraph.
+        subgraphs: all of the file.
+        names: tensors that are inputs or outputs of the model -> their names.
+        outer: the builder that reads the operator which calls this subgraph.
+        graph: where the nodes go; a new one where None.
+    """
+
+    def __init__(
+        self,
+        number: int,
+        subgraphs: list[SubgraphRecord],
+        names: dict[int, str],
+        outer: Builder | None = None,
+        graph: ir.Graph | None = None,
+    ) -> None:
+        self.source = source = subgraphs[number]
+        if graph is None:
+            graph = ir.Graph([], [], nodes=[], opset_imports={"": 1}, name=source.name or "main")
+        self.graph = graph
         self.op: OpRecord = OpRecord(0, "", 0, False, (), ())
-        self.inferred_dynamic_range = False
+        self.shared: Shared = Shared(subgraphs, graph, set(names.values())) if outer is None else outer.shared
+        self.callers: tuple[int, ...] = (number,) if outer is None else (*outer.callers, number)
+        self._within = "" if outer is None else f"{outer.prefix}/"
+        self._where = "" if outer is None else f"{outer.where}, "
+        self.resources: dict[int, str] = {}  # tensors that are variables -> their names
+        self.initializes = False  # whether this runs once, before the first run
         self._ports = names
-        self._taken = set(names.values())
         self._native: dict[int, ir.Value] = {}
         self._real: dict[int, ir.Value] = {}
         self._data: dict[int, Array] = {t.index: t.data for t in source.tensors if t.data is not None}
         self._constants: dict[Any, ir.Value] = {}
         self._serial = 0
+
+    # ------------------------------------------------------------ subgraphs
+
+    def read_operators(self) -> None:
+        """Read all operators; what cannot be converted is added to the faults."""
+        for op in self.source.ops:
+            self.op = op
+            self.shared.read += 1
+            try:
+                if self.shared.read > MAX_OPERATORS:
+                    raise Refused(f"with its subgraphs the model has more than {MAX_OPERATORS} operators")
+                reader_of(op.code, op.custom)(self)
+            except Refused as error:
+                self.shared.faults.append(Fault(str(error), self.where, error.hint))
+                self.stand_in()
+            except BROKEN as error:
+                text = " ".join(str(error).split())[:200]
+                self.shared.faults.append(Fault(f"it contradicts itself: {text}", self.where))
+                self.stand_in()
+            if self.shared.read > MAX_OPERATORS:
+                return
+
+    @property
+    def where(self) -> str:
+        """The operator in a message: its number, what it is, and the operators around it."""
+        return f"{self._where}operator {self.op.index} ({self.op.code})"
+
+    def called(self, number: int, graph: ir.Graph | None = None) -> Builder:
+        """A builder of subgraph `number`, which the operator calls; its nodes go to `graph` (None: a new one).
+
+        Raises:
+            Refused: there is no such subgraph, or it is being read already.
+        """
+        if not 0 <= number < len(self.shared.subgraphs):
+            raise Refused(f"it calls subgraph {number} of {len(self.shared.subgraphs)}")
+        if number in self.callers:
+            raise Refused("it calls a subgraph that it is part of")
+        return Builder(number, self.shared.subgraphs, {}, self, graph)
+
+    def hand(self, source: int, to: Builder, index: int) -> None:
+        """Make the tensor `source` the tensor `index` of `to`: its constant or resource if it is one, or its value."""
+        if source in self.resources:
+            to.resources[index] = self.resources[source]
+        elif source in self._data:
+            to._data[index] = self._data[source]
+        else:
+            to._native[index] = self.value_of(source)
+
+    def hand_back(self, source: Builder, index: int, i: int) -> None:
+        """Make tensor `index` of `source` the operator's output `i`."""
+        result = self.result(i)
+        if index in source.resources:
+            self.resources[result.index] = source.resources[index]
+        elif index in source._data and not self._is_port(result):
+            self.set_data(result, source._data[index])
+        else:
+            self.bind_codes(result, source.value_of(index))
+
+    def carried(self, index: int, value: ir.Value) -> None:
+        """Make `value` the tensor `index` as the file has it."""
+        self._native[index] = value
+
+    def value_of(self, index: int) -> ir.Value:
+        """The tensor `index` as the file has it."""
+        return self._value(self.source.tensors[index])
+
+    def note(self, text: str) -> None:
+        """Tell the user something once."""
+        if text not in self.shared.notes:
+            self.shared.notes.append(text)
 
     # ------------------------------------------------------------ tensors of the file
 
@@ -101,7 +196,7 @@ class Builder:
 
     def note_float_weights(self) -> None:
         """Remember that codes of a constant became floats."""
-        self.inferred_dynamic_range = True
+        self.shared.dynamic_range = True
 
     def ints(self, i: int, what: str) -> list[int]:
         """Constant integers of input `i`. Raises Refused where they are computed."""
@@ -109,6 +204,14 @@ class Builder:
         if data is None:
             raise Refused(f"its {what} is only known when it runs", "make it a constant, or cut the model before it")
         return [int(v) for v in data.reshape(-1)]
+
+    def integers(self, i: int) -> ir.Value:
+        """Input `i` as an int64 vector, constant or computed (from shapes, or from a loop's counter)."""
+        data = self.raw_data(i)
+        if data is not None:
+            return self.vector(int(v) for v in data.reshape(-1))
+        value = self.cast(self._value(self._need(i)), ir.DataType.INT64)
+        return value if self.rank(i) else self.reshape(value, [1])
 
     def axis(self, value: int, rank: int | None = None) -> int:
         """A non-negative axis of input 0 (or of `rank` axes). Raises Refused where there is none."""
@@ -134,10 +237,10 @@ class Builder:
     def name(self, wanted: str) -> str:
         """`wanted`, or where it is taken, the same with a number."""
         name, count = wanted, 0
-        while name in self._taken:
+        while name in self.shared.taken:
             count += 1
             name = f"{wanted}_{count}"
-        self._taken.add(name)
+        self.shared.taken.add(name)
         return name
 
     def x(self, i: int = 0) -> ir.Value:
@@ -205,6 +308,10 @@ class Builder:
             return value
         raise Refused(f"{tensor.name!r} is used before it is computed")
 
+    def is_computed(self, index: int) -> bool:
+        """Whether tensor `index` is neither a constant nor a resource."""
+        return index not in self._data and index not in self.resources
+
     def set_data(self, tensor: TensorRecord, data: Array) -> None:
         """Make a tensor that the file computes a constant."""
         self._data[tensor.index] = data
@@ -223,7 +330,7 @@ class Builder:
         encoding = self.encoding_of(tensor)
         if not self.computes_codes():
             if tensor.dtype in (*_CODES, ir.DataType.INT4):
-                self.inferred_dynamic_range = True
+                self.shared.dynamic_range = True
             floats = (tensor.index, order, "float")
             if floats not in self._constants:
                 self.constant(dequantized(data, encoding).transpose(order), tensor.name, key=floats)
@@ -254,7 +361,7 @@ class Builder:
         name = self.name(name or f"{self.prefix}_constant")
         tensor = ir.Tensor(array, name=name)
         value = ir.Value(name=name, const_value=tensor, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype))
-        self.graph.register_initializer(value)
+        self.shared.root.register_initializer(value)
         if key is not None:
             self._constants[key] = value
         return value
@@ -272,7 +379,7 @@ class Builder:
     @property
     def prefix(self) -> str:
         """Name of the operator: what it is and its number in the file."""
-        return f"{self.op.code}_{self.op.index}"
+        return f"{self._within}{self.op.code}_{self.op.index}"
 
     def node(self, op_type: str, *inputs: ir.Value | None, outputs: int = 1, **attributes: Any) -> ir.Value:
         """Add a node; its first output."""

@@ -89,7 +89,7 @@ class TensorRecord:
 
 @dataclass
 class OpRecord:
-    """One operator: `code` is the builtin's name, or the custom op's with `custom` set."""
+    """One operator: `code` is the builtin's name, or the custom op's with `custom` set and its options as bytes."""
 
     index: int
     code: str
@@ -98,6 +98,7 @@ class OpRecord:
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
     options: Any = None
+    custom_options: bytes = b""
 
     def get(self, name: str, default: Any) -> Any:
         """A field of the op's options by its accessor's name; `default` where the file has no options."""
@@ -330,6 +331,9 @@ class _Reader:
             self._ints(op, "Inputs"),
             self._ints(op, "Outputs"),
         )
+        if record.custom and op.CustomOptionsLength():
+            self._spend(op.CustomOptionsLength())
+            record.custom_options = op.CustomOptionsAsNumpy().tobytes()
         for kind, table, names in (
             (op.BuiltinOptionsType(), op.BuiltinOptions(), self.option_types),
             (op.BuiltinOptions2Type(), op.BuiltinOptions2(), self.option_types2),

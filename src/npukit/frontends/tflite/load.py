@@ -15,16 +15,13 @@ from npukit.frontends.onnx.pipeline import normalize
 from npukit.frontends.onnx.read_model import Source
 from npukit.frontends.onnx.rewrite import NEWEST
 from npukit.frontends.tflite import ops  # noqa: F401  (registers the readers)
-from npukit.frontends.tflite.builder import READERS, Builder, Refused
-from npukit.frontends.tflite.flatfile import BROKEN, FlatFile, Signature, SubgraphRecord, read_content, read_file
+from npukit.frontends.tflite.builder import Builder
+from npukit.frontends.tflite.flatfile import FlatFile, Signature, SubgraphRecord, read_content, read_file
+from npukit.frontends.tflite.registry import Refused
 from npukit.qnn.names import source_name
 
 DEFAULT = "serving_default"
 DYNAMIC_RANGE = "npukit.dynamic_range"  # in a model's metadata: weights were codes where activations are floats
-_CONTROL_FLOW = frozenset(("IF", "WHILE", "CALL", "CALL_ONCE", "STABLEHLO_WHILE", "STABLEHLO_CASE"))
-_STATE = frozenset(
-    ("VAR_HANDLE", "READ_VARIABLE", "ASSIGN_VARIABLE", "HASHTABLE", "HASHTABLE_FIND", "HASHTABLE_IMPORT")
-)
 
 
 def load(path: str | os.PathLike[str] | bytes, options: LoadOptions | None = None) -> Normalized:
@@ -54,10 +51,13 @@ def to_onnx(file: FlatFile, options: LoadOptions | None = None) -> Source:
     signature = choose_signature(file, options.signature)
     if not file.subgraphs:
         raise ModelError("there is no graph in this TensorFlow Lite file", where=where)
-    graph = file.subgraphs[signature.subgraph if signature is not None else 0]
+    number = signature.subgraph if signature is not None else 0
+    graph = file.subgraphs[number]
     inputs, outputs = _ports(graph, signature)
-    builder = Builder(graph, _port_names(graph, inputs, outputs))
-    faults = _inputs(builder, graph, inputs, options) + _operators(builder, graph)
+    builder = Builder(number, file.subgraphs, _port_names(graph, inputs, outputs))
+    faults = builder.shared.faults
+    faults += _inputs(builder, graph, inputs, options)
+    builder.read_operators()
     if not faults:
         for name, index in outputs:
             try:
@@ -72,7 +72,8 @@ def to_onnx(file: FlatFile, options: LoadOptions | None = None) -> Source:
     if signature is not None and not options.signature and len(file.signatures) > 1:
         keys = ", ".join(s.key for s in file.signatures)
         notes.append(f"of the signatures {keys}, {signature.key} was taken (--tflite-signature-name)")
-    if builder.inferred_dynamic_range:
+    notes += builder.shared.notes
+    if builder.shared.dynamic_range:
         notes.append(
             "weights are codes where activations are floats (dynamic range quantization): they become floats, and "
             "activations are not rounded as TensorFlow Lite rounds them"
@@ -139,32 +140,3 @@ def _inputs(
         dims = [f"{name}_{axis}" if axis in opened else size for axis, size in enumerate(tensor.shape)]
         builder.add_input(tensor, ir.Shape(dims))
     return faults
-
-
-def _operators(builder: Builder, graph: SubgraphRecord) -> list[Fault]:
-    faults = []
-    for op in graph.ops:
-        builder.op = op
-        where = f"operator {op.index} ({op.code})"
-        read = None if op.custom else READERS.get(op.code)
-        try:
-            if read is None:
-                raise Refused(*_why_not(op.code, op.custom))
-            read(builder)
-        except Refused as error:
-            faults.append(Fault(str(error), where, error.hint))
-            builder.stand_in()
-        except BROKEN as error:
-            faults.append(Fault(f"it contradicts itself: {' '.join(str(error).split())[:200]}", where))
-            builder.stand_in()
-    return faults
-
-
-def _why_not(code: str, custom: bool) -> tuple[str, str]:
-    if custom:
-        return f"the custom operator {code!r} is not known", "cut the model before it (--output) and run it on the CPU"
-    if code in _CONTROL_FLOW:
-        return "control flow is not converted", "convert the subgraphs' models on their own"
-    if code in _STATE:
-        return "state that lasts from run to run is not converted", "make it an input and an output of the model"
-    return "this operator is not converted", "cut the model before it (--output)"

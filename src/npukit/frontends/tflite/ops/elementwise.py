@@ -7,7 +7,8 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from npukit.frontends.tflite.builder import Builder, Refused, reads
+from npukit.frontends.tflite.builder import Builder
+from npukit.frontends.tflite.registry import Refused, reads
 
 _UNARY = {
     "ABS": "Abs", "CEIL": "Ceil", "COS": "Cos", "EXP": "Exp", "FLOOR": "Floor", "HARD_SWISH": "HardSwish",
@@ -139,6 +140,39 @@ def cast(b: Builder) -> None:
         b.bind_codes(b.result(), b.cast(b.codes(), dtype))
     else:
         b.set(b.cast(b.x(), dtype))
+
+
+@reads("BITCAST")
+def bitcast(b: Builder) -> None:
+    """The same bits as another dtype of the same width."""
+    dtype, source = b.result().dtype, b.tensor(0).dtype
+    if dtype is None or source is None or dtype.itemsize != source.itemsize:
+        raise Refused(f"from {b.tensor(0).type_name} to {b.result().type_name}")
+    b.set(b.node("BitCast", b.x(0), to=int(dtype)) if dtype is not source else b.x(0))
+
+
+@reads("BUCKETIZE")
+def bucketize(b: Builder) -> None:
+    """How many of the boundaries are not above each element."""
+    limits = np.array(b.op.options.BoundariesAsNumpy(), np.float32)
+    dtype = b.tensor(0).dtype
+    assert dtype is not None
+    x = b.x(0) if dtype is ir.DataType.FLOAT else b.cast(b.x(0), ir.DataType.FLOAT)
+    above = b.node("GreaterOrEqual", b.node("Unsqueeze", x, b.vector([b.rank()])), b.constant(limits))
+    b.set(b.node("ReduceSum", b.cast(above, ir.DataType.INT32), b.vector([b.rank()]), keepdims=0))
+
+
+@reads("ATAN2")
+def atan2(b: Builder) -> None:
+    """The angle of (x, y), from the quotient and the signs; of (0, 0) it is 0 or pi, as the sign of x says."""
+    y, x = b.x(0), b.x(1)
+    zero, one, pi = b.scalar(0.0), b.scalar(1.0), b.scalar(np.pi)
+    flat = b.node("Equal", x, zero)
+    angle = b.node("Atan", b.node("Div", y, b.node("Where", flat, one, x)))
+    turn = b.node("Where", b.node("Less", y, zero), b.node("Neg", pi), pi)
+    angle = b.node("Add", angle, b.node("Where", b.node("Less", x, zero), turn, zero))
+    upright = b.node("Mul", b.node("Sign", y), b.scalar(np.pi / 2))
+    b.set(b.node("Where", flat, upright, angle))
 
 
 @reads("ZEROS_LIKE")

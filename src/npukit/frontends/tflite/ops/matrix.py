@@ -4,7 +4,8 @@
 
 from __future__ import annotations
 
-from npukit.frontends.tflite.builder import Builder, Refused, reads
+from npukit.frontends.tflite.builder import Builder
+from npukit.frontends.tflite.registry import Refused, reads
 
 
 @reads("FULLY_CONNECTED")

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
-from npukit.frontends.tflite.builder import Builder, Refused, reads
+from npukit.frontends.tflite.builder import Builder
+from npukit.frontends.tflite.registry import Refused, reads
 
 _END = 2**31 - 1
 
@@ -17,15 +18,19 @@ _END = 2**31 - 1
 @reads("RESHAPE")
 def reshape(b: Builder) -> None:
     """To a constant shape, one that the options hold, or one computed from shapes."""
-    shape = b.raw_data(1) if b.has(1) else None
-    if shape is not None:
-        target = b.vector(shape.reshape(-1))
-    elif b.has(1):
-        target = b.cast(b.x(1), ir.DataType.INT64)
+    if b.has(1):
+        target = b.integers(1)
     else:
         target = b.vector(b.op.options.NewShapeAsNumpy() if b.op.options is not None else b.result().shape)
+    if _pairs(b):
+        target = b.node("Concat", target, b.vector([2]), axis=0)
     # 0 is a size here, not "as before"
     b.set(b.node("Reshape", b.x(0), target, allowzero=1))
+
+
+def _pairs(b: Builder) -> bool:
+    """Whether the values have an axis behind the file's: real and imaginary part."""
+    return b.tensor(0).type_name == "COMPLEX64"
 
 
 @reads("SQUEEZE")
@@ -113,14 +118,23 @@ def _slice(b: Builder, x: ir.Value, begins: Sequence[int], ends: Sequence[int], 
 @reads("SLICE")
 def slice_(b: Builder) -> None:
     """Begin and size; a size of -1 reaches to the end."""
+    if b.raw_data(1) is None or b.raw_data(2) is None:
+        begin, size = b.integers(1), b.integers(2)
+        rest = b.node("Equal", size, b.vector([-1]))
+        ends = b.node("Where", rest, b.vector([_END]), b.node("Add", begin, size))
+        b.set(b.node("Slice", b.x(0), begin, ends, b.vector(range(b.rank()))))
+        return
     begins, sizes = b.ints(1, "begin"), b.ints(2, "size")
-    ends = [_END if size == -1 else begin + size for begin, size in zip(begins, sizes, strict=True)]
-    b.set(_slice(b, b.x(0), begins, ends, [1] * len(begins)))
+    stops = [_END if size == -1 else begin + size for begin, size in zip(begins, sizes, strict=True)]
+    b.set(_slice(b, b.x(0), begins, stops, [1] * len(begins)))
 
 
 @reads("STRIDED_SLICE")
 def strided_slice(b: Builder) -> None:
     """Python's indexing: ranges, single positions (their axis goes), new axes, one ellipsis."""
+    if b.raw_data(1) is None or b.raw_data(2) is None:
+        _computed_strided_slice(b)
+        return
     begin, end, step = (b.ints(i, what) for i, what in ((1, "begin"), (2, "end"), (3, "strides")))
     masks = {name: int(b.op.get(f"{name}Mask", 0)) for name in ("Begin", "End", "Ellipsis", "NewAxis", "ShrinkAxis")}
     offset = bool(b.op.get("Offset", False))
@@ -163,6 +177,29 @@ def strided_slice(b: Builder) -> None:
     if shrink:
         y = b.node("Squeeze", y, b.vector(shrink))
     b.set(y)
+
+
+def _computed_strided_slice(b: Builder) -> None:
+    """Ranges and single positions whose ends are computed, along the leading axes."""
+    steps = b.ints(3, "strides")
+    masks = {name: int(b.op.get(f"{name}Mask", 0)) for name in ("Begin", "End", "Ellipsis", "NewAxis", "ShrinkAxis")}
+    if masks["Ellipsis"] or masks["NewAxis"] or min(steps) < 1 or b.op.get("Offset", False):
+        raise Refused("its ends are only known when it runs", "make them constants, or cut the model before it")
+    axes = range(len(steps))
+    shrink = [axis for axis in axes if masks["ShrinkAxis"] >> axis & 1]
+
+    def masked(value: ir.Value, mask: int, other: int) -> ir.Value:
+        chosen = b.constant(np.array([bool(mask >> axis & 1) for axis in axes]))
+        return b.node("Where", chosen, b.vector([other] * len(steps)), value)
+
+    begin = masked(b.integers(1), masks["Begin"] & ~masks["ShrinkAxis"], 0)
+    behind = b.node("Add", begin, b.vector([1]))
+    # the position behind the last one is 0 in numbers, the end in meaning
+    behind = b.node("Where", b.node("Equal", behind, b.vector([0])), b.vector([_END]), behind)
+    single = b.constant(np.array([axis in shrink for axis in axes]))
+    end = b.node("Where", single, behind, masked(b.integers(2), masks["End"], _END))
+    y = b.node("Slice", b.x(0), begin, end, b.vector(axes), b.vector(steps))
+    b.set(b.node("Squeeze", y, b.vector(shrink)) if shrink else y)
 
 
 @reads("PAD", "PADV2")
@@ -213,26 +250,25 @@ def gather_nd(b: Builder) -> None:
     b.set(b.node("GatherND", b.x(0), b.cast(b.x(1), ir.DataType.INT64)))
 
 
-@reads("SCATTER_ND")
-def scatter_nd(b: Builder) -> None:
-    """Onto zeros; what meets is added."""
-    shape = b.ints(2, "shape")
-    dtype = ir.DataType.FLOAT if b.coded(b.tensor(1)) else b.tensor(1).dtype
-    assert dtype is not None
-    zeros = b.constant(np.zeros(shape, dtype.numpy()))
-    b.set(b.node("ScatterND", zeros, b.cast(b.x(0), ir.DataType.INT64), b.x(1), reduction="add"))
-
-
 @reads("TILE")
 def tile(b: Builder) -> None:
     """Whole repeats."""
-    b.set(b.node("Tile", b.x(0), b.vector(b.ints(1, "repeats"))))
+    b.set(b.node("Tile", b.x(0), b.integers(1)))
 
 
 @reads("BROADCAST_TO")
 def broadcast_to(b: Builder) -> None:
-    """To a constant shape."""
-    b.set(b.node("Expand", b.x(0), b.vector(b.ints(1, "shape"))))
+    """To a shape."""
+    b.set(b.node("Expand", b.x(0), b.integers(1)))
+
+
+@reads("BROADCAST_ARGS")
+def broadcast_args(b: Builder) -> None:
+    """The shape that two constant shapes broadcast to."""
+    shape = np.broadcast_shapes(tuple(b.ints(0, "shape")), tuple(b.ints(1, "shape")))
+    dtype = b.result().dtype
+    assert dtype is not None
+    b.set_data(b.result(), np.array(shape, dtype.numpy()))
 
 
 @reads("REVERSE_V2")
@@ -264,8 +300,31 @@ def shape(b: Builder) -> None:
 
 @reads("FILL")
 def fill(b: Builder) -> None:
-    """A value of a constant shape."""
-    b.set(b.node("Expand", b.x(1), b.vector(b.ints(0, "shape"))))
+    """One value."""
+    b.set(b.node("Expand", b.x(1), b.integers(0)))
+
+
+@reads("DILATE")
+def dilate(b: Builder) -> None:
+    """Elements `dilations` apart, with one value between them."""
+    dilations, value = b.ints(1, "dilations"), b.data(2)
+    if value is None:
+        raise Refused("its value is only known when it runs")
+    x, shape = b.x(0), list(b.shape(0))
+    for axis, (size, step) in enumerate(zip(b.shape(0), dilations, strict=True)):
+        if step < 1:
+            raise Refused(f"a dilation of {step}")
+        if step == 1:
+            continue
+        rank = len(shape)
+        x = b.node("Unsqueeze", x, b.vector([axis + 1]))
+        pads = [0] * (2 * (rank + 1))
+        pads[rank + 1 + axis + 1] = step - 1
+        x = b.node("Pad", x, b.vector(pads), b.constant(value.reshape(())))
+        shape[axis] = size * step
+        x = b.node("Slice", b.reshape(x, shape), b.vector([0]), b.vector([size * step - step + 1]), b.vector([axis]))
+        shape[axis] = size * step - step + 1
+    b.set(x)
 
 
 @reads("RANGE")

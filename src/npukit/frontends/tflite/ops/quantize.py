@@ -6,7 +6,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from npukit.frontends.tflite.builder import Builder, dequantized, reads
+from npukit.frontends.tflite.builder import Builder, dequantized
+from npukit.frontends.tflite.registry import reads
 
 
 @reads("QUANTIZE")

@@ -7,7 +7,8 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from npukit.frontends.tflite.builder import Builder, Refused, reads
+from npukit.frontends.tflite.builder import Builder
+from npukit.frontends.tflite.registry import Refused, reads
 
 _REDUCTIONS = {
     "MEAN": "ReduceMean", "SUM": "ReduceSum", "REDUCE_MAX": "ReduceMax", "REDUCE_MIN": "ReduceMin",

@@ -6,7 +6,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from npukit.frontends.tflite.builder import Builder, Refused, reads
+from npukit.frontends.tflite.builder import Builder
+from npukit.frontends.tflite.registry import Refused, reads
 
 _AUTO_PAD = {0: "SAME_UPPER", 1: "VALID"}
 
@@ -68,21 +69,33 @@ def conv_3d(b: Builder) -> None:
 def transpose_conv(b: Builder) -> None:
     """Output shape, w [O,h,w,C], x [N,H,W,C], bias [O] -> [N,H',W',O]; TensorFlow pads less before than behind."""
     _ranks(b, (1, 4), (2, 4))
-    sizes = b.ints(0, "output shape")[1:3]
-    strides = [int(b.op.get("StrideH", 1)), int(b.op.get("StrideW", 1))]
+    _transposed(b, "HW", b.shape(1)[1:3], (3, 0, 1, 2))
+
+
+@reads("CONV_3D_TRANSPOSE")
+def conv_3d_transpose(b: Builder) -> None:
+    """Output shape, w [d,h,w,O,C], x [N,D,H,W,C], bias [O] -> [N,D',H',W',O]."""
+    _ranks(b, (1, 5), (2, 5))
+    _transposed(b, "DHW", b.shape(1)[:3], (4, 3, 0, 1, 2))
+
+
+def _transposed(b: Builder, axes: str, kernels: tuple[int, ...], perm: tuple[int, ...]) -> None:
+    rank = len(axes) + 2
+    sizes = b.ints(0, "output shape")[1:-1]
+    strides = [int(b.op.get(f"Stride{axis}", 1)) for axis in axes]
     same = _auto_pad(b) == "SAME_UPPER"
     begin, end, extra = [], [], []
-    for size, stride, kernel, out in zip(b.shape(2)[1:3], strides, b.shape(1)[1:3], sizes, strict=True):
+    for size, stride, kernel, out in zip(b.shape(2)[1:-1], strides, kernels, sizes, strict=True):
         full = (size - 1) * stride + kernel
         surplus = max(0, full - out) if same else 0
         begin.append(surplus // 2)
         end.append(max(0, full - out) - surplus // 2)
         extra.append(max(0, out - full))
     y = b.node(
-        "ConvTranspose", b.first(b.x(2)), b.weight(1, (3, 0, 1, 2)), b.bias(3, 2, 1),
+        "ConvTranspose", b.first(b.x(2), rank), b.weight(1, perm), b.bias(3, 2, 1),
         strides=strides, pads=[*begin, *end], output_padding=extra,
     )  # fmt: skip
-    b.set(b.last(y), fused=True)
+    b.set(b.last(y, rank), fused=True)
 
 
 @reads("MAX_POOL_2D", "AVERAGE_POOL_2D", "L2_POOL_2D")
