@@ -180,6 +180,13 @@ QUIRKS: dict[str, Quirk] = {
             _CPU,
             _RUN,
         ),
+        Quirk(
+            "fully_connected_between_reshapes_fails",
+            "from V73 on finalize fails (1002) where FullyConnected of floats reads a Reshape from, and feeds one to,"
+            " one shape of another width",
+            _HTP,
+            _RUN,
+        ),
         Quirk("mixed_float_widths_refused", "FLOAT_16 and FLOAT_32 may not meet in one op without Cast", _HTP, _RUN),
     )
 }
@@ -199,6 +206,7 @@ class Target:
         int4: whether 4-bit weights run on it.
         source: letters of the sources above.
         notes: what one should know; for a chip without HTP what can be made instead.
+        soc_version: what atc calls the chip; empty for others than Ascend's.
     """
 
     name: str
@@ -210,6 +218,7 @@ class Target:
     int4: bool = False
     source: str = ""
     notes: str = ""
+    soc_version: str = ""
 
     @property
     def quirks(self) -> frozenset[str]:
@@ -309,9 +318,12 @@ _OTHERS = (
     Target("qnn-cpu", "qnn-cpu", source="R", notes="float32 and plain 8-bit reference, runs where the wheel does"),
     Target("gpu", "", notes="Adreno: npukit makes no GPU artifact; a .dlc runs there with Qualcomm's own tools"),
     Target("lpai", "", notes="low-power AI island: needs tools that no wheel holds"),
-    Target(
-        "ascend310p3", "ascend", float16=True, source="A", notes="soc_version Ascend310P3: float16 matrix products only"
-    ),
+)
+
+# The four soc_versions that Ascend's runtime knows of this chip: `npu-smi info` names the one of a board.
+_ASCEND = tuple(
+    Target(soc.lower(), "ascend", float16=True, source="A", notes="matrix products in float16 only", soc_version=soc)
+    for soc in ("Ascend310P1", "Ascend310P3", "Ascend310P5", "Ascend310P7")
 )
 
 _PORTABLE_HTP = htp(
@@ -327,6 +339,7 @@ TARGETS: dict[str, Target] = {
         ),
         *(Target(name, "", soc, arch, source="G", notes=_NO_HTP) for name, soc, arch in _WITHOUT_HTP),
         *_OTHERS,
+        *_ASCEND,
         _PORTABLE_HTP,
     )
 }

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from npukit.analysis.verify import Verification
     from npukit.artifacts.stamp import IoTensor, Stamp
-    from npukit.frontends.onnx.options import Normalized
+    from npukit.frontends.onnx.options import LoadOptions, Normalized
     from npukit.frontends.pytorch import Exported
     from npukit.lowering import Lowered
     from npukit.qnn.graph import Op
@@ -414,7 +414,7 @@ def lower_source(
 
     log.report("reading the model", 0.0)
     made = torch_source(options)
-    normalized = load(options.model if made is None else made.path, _load_options(options))
+    normalized = load(options.model if made is None else made.path, load_options(options))
     notes = [*normalized.notes, *_double_notes(normalized.model)]
     if made is not None:
         normalized.digest = made.digest
@@ -445,7 +445,8 @@ def torch_source(options: ConvertOptions) -> Exported | None:
     )
 
 
-def _load_options(options: ConvertOptions) -> Any:
+def load_options(options: ConvertOptions) -> LoadOptions:
+    """What the front end is told of the options: shapes and cuts."""
     from npukit.frontends.onnx import LoadOptions
 
     cuts = [(name, value) for name, value in options.inputs if not isinstance(value, Path)]
@@ -550,7 +551,7 @@ def cut_source(options: ConvertOptions, stamp: Stamp, stack: contextlib.ExitStac
         from npukit.analysis.reference import without_quantization
 
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="npukit-float-")))
-        return without_quantization(options.model, _load_options(options), folder)
+        return without_quantization(options.model, load_options(options), folder)
     from npukit.frontends.onnx.read_model import is_tflite, read_model
 
     cuts = tuple(name for name, value in options.inputs if not isinstance(value, Path))

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from npukit.ascend.limits import DEFAULT_CANN, PRECISIONS
+from npukit.ascend.limits import RULES as ASCEND_RULES
 from npukit.errors import Fault, LoweringError, MissingDependency
 from npukit.verbs import convert as conversion
 from npukit.verbs.contract import contract_inputs, contract_outputs
@@ -45,6 +47,7 @@ RULES: dict[str, tuple[str, str]] = {
     "transpose": (NOTE, "transposes in the graph"),
     "constant-output": (NOTE, "outputs that are constants, and not in the artifact"),
     "unused-input": (NOTE, "inputs on which nothing depends"),
+    **ASCEND_RULES,
 }
 
 
@@ -66,6 +69,8 @@ class LintOptions:
     outputs: tuple[str, ...] = like(conversion.ConvertOptions, "outputs")
     float_bitwidth: int = like(conversion.ConvertOptions, "float_bitwidth")
     io_layout: str = like(conversion.ConvertOptions, "io_layout")
+    cann: str = opt(DEFAULT_CANN, "CANN version whose atc will compile it (Ascend).", metavar="VERSION")
+    precision_mode: str = opt(PRECISIONS[0], "Precision mode that atc will be given (Ascend).", choices=PRECISIONS)
     strict: bool = opt(False, "Let warnings count as failure.", "--strict")
     timeout: float | None = opt(None, "Seconds that it may take.")
     in_process: bool = opt(False, "Run native code in this process.", "--in-process")
@@ -80,12 +85,16 @@ class Finding:
         what: one sentence; empty where the rule says it all.
         where: the node or tensor.
         hint: what to do about it.
+        fix: the pass that does it (Ascend).
+        source: where the limit is documented (Ascend).
     """
 
     rule: str
     what: str = ""
     where: str = ""
     hint: str = ""
+    fix: str = ""
+    source: str = ""
 
     @property
     def level(self) -> str:
@@ -94,7 +103,16 @@ class Finding:
 
     def to_json(self) -> dict[str, str]:
         """As one JSON-ready object."""
-        return {"level": self.level, **dataclasses.asdict(self)}
+        fields = dataclasses.asdict(self)
+        return {"level": self.level, **{k: v for k, v in fields.items() if v or k not in ("fix", "source")}}
+
+    def to_text(self) -> str:
+        """As one or two lines."""
+        if not self.what:
+            return self.where
+        ways = [self.hint] if self.hint else []
+        ways += [f"pass {self.fix} of npukit convert does it"] if self.fix else []
+        return str(Fault(self.what, self.where, "; ".join(ways)))
 
 
 @dataclass(frozen=True)
@@ -143,7 +161,7 @@ class LintResult:
                 continue
             lines.append(f"{level} [{rule}] {title}: {len(found)}")
             shown = found if level == ERROR else found[:_SHOWN]
-            lines += [f"  {Fault(f.what, f.where, f.hint)}" if f.what else f"  {f.where}" for f in shown]
+            lines += [f"  {finding.to_text()}" for finding in shown]
             if len(found) > len(shown):
                 lines.append(f"  and {len(found) - len(shown)} more (--json lists all)")
         count = ", ".join(_plural(self.count[level], level) for level in LEVELS)
@@ -159,7 +177,8 @@ def _plural(count: int, word: str) -> str:
 def lint(options: LintOptions) -> LintResult:
     """Read `model` and lower it as `convert` would, and list what was found.
 
-    Without Qualcomm's libraries ops are not validated by them; a warning says so.
+    Without Qualcomm's libraries ops are not validated by them; a warning says so. For an Ascend chip the file is
+    judged as it is, against what this version of atc and the chip are documented to take.
 
     Raises:
         NpukitError: the model is broken, or needs an option (a shape).
@@ -171,12 +190,17 @@ def lint(options: LintOptions) -> LintResult:
     """
     from npukit.targets import resolve
 
-    targets = tuple(target.name for target in resolve(options.target))
+    targets = resolve(options.target)
+    qnn = tuple(target.name for target in targets if target.backend != "ascend")
+    found: list[Finding] = []
     with isolated(in_process=options.in_process, timeout=options.timeout) as call:
-        found: list[Finding] = call("npukit.verbs.lint:_lint", options)
+        if qnn:
+            found += call("npukit.verbs.lint:_lint", dataclasses.replace(options, target=qnn))
+        if len(qnn) < len(targets):
+            found += call("npukit.verbs.lint:_lint_ascend", options)
     order = {rule: i for i, rule in enumerate(RULES)}
     findings = tuple(sorted(found, key=lambda finding: order[finding.rule]))
-    return LintResult(options.model.name, targets, findings, options.strict)
+    return LintResult(options.model.name, tuple(target.name for target in targets), findings, options.strict)
 
 
 # ---------------------------------------------------------------- in the worker
@@ -186,8 +210,7 @@ def _lint(options: LintOptions) -> list[Finding]:
     from npukit.targets import resolve
 
     targets = resolve(options.target)
-    shared = set(specs(conversion.ConvertOptions)) & set(specs(LintOptions))
-    chosen = conversion.ConvertOptions(**{name: getattr(options, name) for name in shared})
+    chosen = _as_conversion(options)
     found: list[Finding] = []
     with contextlib.ExitStack() as stack:
         validators = {}
@@ -219,6 +242,20 @@ def _lint(options: LintOptions) -> list[Finding]:
     found += [Finding("constant-output", where=name) for name in lowered.folded]
     found += [Finding("unused-input", where=held.source) for held in lowered.unused]
     return found
+
+
+def _as_conversion(options: LintOptions) -> conversion.ConvertOptions:
+    shared = set(specs(conversion.ConvertOptions)) & set(specs(LintOptions))
+    return conversion.ConvertOptions(**{name: getattr(options, name) for name in shared})
+
+
+def _lint_ascend(options: LintOptions) -> list[Finding]:
+    """What atc and the chip do not take; the chips of the table have one set of limits."""
+    from npukit.ascend.checker import check
+
+    shapes = conversion.load_options(_as_conversion(options))
+    found = check(options.model, cann=options.cann, precision=options.precision_mode, options=shapes)
+    return [Finding(p.rule, p.what, p.where, p.hint, p.fix, p.source) for p in found]
 
 
 def _place(op: Op) -> str:

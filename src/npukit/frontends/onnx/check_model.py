@@ -76,15 +76,19 @@ class _Check:
     model: onnx.ModelProto
     faults: list[Fault] = field(default_factory=list)
     functions: set[tuple[str, str]] = field(default_factory=set)
+    also: frozenset[str] = frozenset()
 
     def fault(self, what: str, where: str, hint: str = "") -> None:
         if len(self.faults) < MAX_FAULTS:
             self.faults.append(Fault(what, where, hint))
 
 
-def check_model(model: onnx.ModelProto) -> list[Fault]:
-    """Every fault of a parsed model: scopes, cycles, ops, attributes, dtypes, tensor sizes, opset versions."""
-    check = _Check(model)
+def check_model(model: onnx.ModelProto, also: frozenset[str] = frozenset()) -> list[Fault]:
+    """Every fault of a parsed model: scopes, cycles, ops, attributes, dtypes, tensor sizes, opset versions.
+
+    `also`: ops of ai.onnx that are no fault though ONNX does not have them.
+    """
+    check = _Check(model, also=also)
     if not model.HasField("graph"):
         check.fault("there is no graph", "model", "is this an ONNX model?")
         return check.faults
@@ -393,7 +397,7 @@ def _check_node(
         return
     schema = schema_of(domain, node.op_type, versions[domain])
     if schema is None:
-        if not domain and node.op_type not in IN_AI_ONNX:
+        if not domain and node.op_type not in IN_AI_ONNX | check.also:
             hint = nearest(node.op_type, _known_ops(0)) if node.op_type not in _known_ops(0) else ""
             check.fault(f"opset {versions[domain]} has no op {node.op_type!r}", label, hint)
         return

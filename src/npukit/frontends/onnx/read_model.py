@@ -51,9 +51,13 @@ class Source:
 
 
 def read_model(
-    path_or_model: str | os.PathLike[str] | onnx.ModelProto | ir.Model, options: LoadOptions | None = None
+    path_or_model: str | os.PathLike[str] | onnx.ModelProto | ir.Model,
+    options: LoadOptions | None = None,
+    also: frozenset[str] = frozenset(),
 ) -> Source:
     """Read or take over a model; the given object is never changed. A TensorFlow Lite file becomes ONNX here.
+
+    `also`: ops of ai.onnx that a file may hold though ONNX does not have them.
 
     Raises:
         ModelError: missing, unreadable, not ONNX, or broken, with every fault that was found.
@@ -74,7 +78,7 @@ def read_model(
         from npukit.frontends.tflite.flatfile import read_file
 
         return to_onnx(read_file(path), options)
-    return _read_file(path)
+    return _read_file(path, also)
 
 
 def is_tflite(path: Path) -> bool:
@@ -90,7 +94,7 @@ def _proto_digest(proto: onnx.ModelProto) -> str:
     return hashlib.sha256(proto.SerializeToString(deterministic=True)).hexdigest()
 
 
-def _read_file(path: Path) -> Source:
+def _read_file(path: Path, also: frozenset[str]) -> Source:
     try:
         with open(path, "rb") as file:
             size = os.fstat(file.fileno()).st_size
@@ -117,7 +121,7 @@ def _read_file(path: Path) -> Source:
         ) from None
     finally:
         view.release()
-    faults = check_model(proto)
+    faults = check_model(proto, also)
     files = _Files(path, mapping)
     faults += files.check(proto)
     if faults:
