@@ -63,3 +63,32 @@ def test_an_activation_behind_a_product_keeps_60_db(product: str, activation: st
         result = session.run({"x": x})["y"]
     expected = function(between)
     assert 10 * np.log10((expected**2).sum() / ((result - expected) ** 2).sum()) > 60
+
+
+@pytest.mark.native
+def test_a_product_between_reshapes_from_and_to_one_shape_compiles(tmp_path: Path) -> None:
+    """Libraries from V73 on take the two Reshapes away and then fail on the width."""
+    x = _half(7, 5, 64)
+    weight = _half(320, 320) / 16
+    nodes = [
+        helper.make_node("Reshape", ["x", "rows"], ["flat"]),
+        helper.make_node("MatMul", ["flat", "w"], ["product"]),
+        helper.make_node("Reshape", ["product", "heads"], ["y"]),
+    ]
+    shapes = {"rows": np.array([7, 320]), "heads": np.array([1, 7, 5, 64])}
+    graph = helper.make_graph(
+        nodes,
+        "graph",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, x.shape)],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, (1, 7, 5, 64))],
+        [numpy_helper.from_array(value, name) for name, value in {"w": weight, **shapes}.items()],
+    )
+    source = tmp_path / "model.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), source)
+    npukit.convert(source, tmp_path / "model.dlc", target="sm8650", verify=False)
+    npukit.compile(tmp_path / "model.dlc", output=tmp_path / "model.bin", target="sm8650")
+    with Session(tmp_path / "model.dlc", backend="qnn-htp", target="sm8650") as session:
+        made = session.run({"x": x})["y"]
+    exact = (x.reshape(7, 320).astype(float) @ weight).reshape(1, 7, 5, 64)
+    # Operands are exact in float16; what is left is the rounding of results of some 1 to 4: half of 2^-9.
+    np.testing.assert_allclose(made, exact, atol=4e-3)

@@ -4,8 +4,8 @@
 
 Consecutive Transposes become one (or none), consecutive Reshapes become one, ops that nothing reads go. A Transpose
 in front of a flattening FullyConnected goes into the columns of its weight, a Batchnorm behind a convolution into
-the convolution's kernel and bias, an added row behind a FullyConnected without bias into that bias. Last, what a backend's compiler takes apart wrongly
-is put in another form.
+the convolution's kernel and bias, an added row behind a FullyConnected without bias into that bias. What a backend's
+compiler takes apart wrongly is put in another form.
 With `nhwc_io`, a Transpose that only turns an input or output of the graph is dropped and the tensor's `held`
 says so.
 """
