@@ -6,10 +6,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import numpy.typing as npt
 
 if TYPE_CHECKING:
     from npukit.runtime.session import Binding, Session, TensorInfo
+
+Array = npt.NDArray[Any]
 
 
 @dataclass(frozen=True)
@@ -39,18 +43,35 @@ def link(giver: Session, given: Binding, taker: Session, names: Mapping[str, str
         taker: the session that runs next.
         names: input of `taker` -> output of `giver`.
     """
+    inputs = {info.name for info in taker.inputs}
+    same = shared(giver, given, taker, names)
+    return Linked(
+        taker.bind(inputs=same) if same else taker.bind(),
+        {name: output for name, output in names.items() if name not in same and name in inputs},
+    )
+
+
+def shared(giver: Session, given: Binding, taker: Session, names: Mapping[str, str]) -> dict[str, Array]:
+    """The giver's buffers that can be inputs of `taker`, by those inputs' names; see `link`."""
     outputs = {info.name: info for info in giver.outputs}
     inputs = {info.name: info for info in taker.inputs}
-    same = giver.in_process and taker.in_process
-    shared = {
+    if not (giver.in_process and taker.in_process):
+        return {}
+    return {
         name: given.outputs[output]
         for name, output in names.items()
-        if same and name in inputs and output in outputs and _alike(inputs[name], outputs[output])
+        if name in inputs and output in outputs and _alike(inputs[name], outputs[output])
     }
-    return Linked(
-        taker.bind(inputs=shared) if shared else taker.bind(),
-        {name: output for name, output in names.items() if name not in shared and name in inputs},
-    )
+
+
+def row_alike(giver: Session, output: str, taker: Session, name: str) -> bool:
+    """Whether rows of an output are, byte for byte, rows of another session's input."""
+    given = next((info for info in giver.outputs if info.name == output), None)
+    taken = next((info for info in taker.inputs if info.name == name), None)
+    if given is None or taken is None or {given.layout, taken.layout} != {"source"}:
+        return False
+    a, b = given.native, taken.native
+    return (a.dtype, a.encoding, a.shape[1:]) == (b.dtype, b.encoding, b.shape[1:])
 
 
 def _alike(taken: TensorInfo, given: TensorInfo) -> bool:

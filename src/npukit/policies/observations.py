@@ -14,7 +14,7 @@ import numpy.typing as npt
 from npukit import files
 from npukit.errors import Fault, InputError
 from npukit.policies.package import Feature, Manifest
-from npukit.policies.processing import TASK
+from npukit.policies.processing import TASK, TEXT_STEPS
 
 Array = npt.NDArray[Any]
 Observation = dict[str, Any]
@@ -96,7 +96,7 @@ def made_up(
             make = _image if feature.kind == "VISUAL" else _state
             observation[names.get(name, name)] = make(name, feature, statistics, rng)
         for step in steps:
-            if step["step"] == "tokenize":  # at most a token a letter, one before them, and a line's end
+            if step["step"] in TEXT_STEPS:  # at most a token a letter, one before them, and a line's end
                 observation[TASK] = TASKS[i % len(TASKS)][: max(int(step["max_length"]) - 3, 1)]
         observations.append(observation)
     return observations

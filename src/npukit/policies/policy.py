@@ -42,16 +42,19 @@ class Policy:
             copied. Otherwise each component has a process of its own, and a crash there is an error here.
         timeout: seconds that loading a component and each of its runs may take (only with `in_process=False`).
         seed: of the noise, as for `reset`.
+        unnorm_key: which data set's statistics un-normalize the actions, for a policy that has several (OpenVLA); by
+            default the package's own choice. `_no_noops` at the end of a key may be left out.
 
     Attributes:
         manifest: the package's manifest.
         backend: what executes it.
+        unnorm_key: the key in use; "" for a policy with one set of statistics.
         seconds: of the last prediction by part: "preprocess", each component (all its runs), "postprocess", "total".
 
     Raises:
         ArtifactError: the package is not whole, or a declared feature has no statistics.
         MissingDependency: a library or the package `tokenizers` is missing.
-        UsageError: it has no artifacts for the backend.
+        UsageError: it has no artifacts for the backend, or no statistics for `unnorm_key`.
 
     Example:
         >>> with npukit.Policy("policy", backend="ort") as policy:
@@ -66,6 +69,7 @@ class Policy:
     def __init__(
         self, folder: Path | str, backend: str | None = None, *, threads: int | None = None,
         target: str | None = None, in_process: bool = True, timeout: float | None = None, seed: int | None = None,
+        unnorm_key: str | None = None,
     ) -> None:  # fmt: skip
         self._closed = True
         self.manifest = Manifest.read(folder)
@@ -75,7 +79,10 @@ class Policy:
         if self.manifest.tokenizer is not None:
             tokenizer = self.manifest.path(str(self.manifest.tokenizer.get("file", TOKENIZER)))
         self.preprocessor = Preprocessor(self.manifest.inputs, self.manifest.preprocessing, self.statistics, tokenizer)
-        self.postprocessor = Postprocessor(self.manifest.outputs, self.manifest.postprocessing, self.statistics)
+        self.postprocessor = Postprocessor(
+            self.manifest.outputs, self.manifest.postprocessing, self.statistics, unnorm_key
+        )
+        self.unnorm_key = self.postprocessor.unnorm_key
         self.seconds: dict[str, float] = {}
         self._queue: collections.deque[Array] = collections.deque()
         self._rng = np.random.default_rng(seed)

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from npukit.errors import ArtifactError, Fault, InputError, nearest
+from npukit.errors import ArtifactError, Fault, InputError, UsageError, nearest
+from npukit.policies.openvla import actions, image
 from npukit.policies.package import Feature
 
 if TYPE_CHECKING:
@@ -32,6 +33,8 @@ Statistics = Mapping[str, Array]
 """float32 arrays by "<feature>.<stat>"."""
 
 TASK = "task"
+TEXT_STEPS = ("tokenize", "prompt")  # steps that need an instruction
+RESIZE_STEPS = ("resize_with_pad", "lanczos3_resize")  # steps before which pictures may have any size
 TOKENS, ATTENTION = "observation.language.tokens", "observation.language.attention_mask"
 MASK = "_padding_mask"  # after an image's name: whether there is an image
 
@@ -288,6 +291,16 @@ def _names(step: Mapping[str, Any], where: str) -> dict[str, str]:
     return renames
 
 
+def _remembered(tokens: Callable[[str], tuple[Array, Array]]) -> Callable[[State], None]:
+    """A step that puts an instruction's tokens in its place; the last few instructions' are kept."""
+    kept = functools.lru_cache(256)(tokens)
+
+    def apply(state: State) -> None:
+        state[TOKENS], state[ATTENTION] = kept(state[TASK])
+
+    return apply
+
+
 class Preprocessor:
     """An observation to the model's inputs.
 
@@ -311,19 +324,20 @@ class Preprocessor:
         self._steps: list[Callable[[State], None]] = []
         self._statistics, self._tokenizer_path = statistics, tokenizer
         self._optional: frozenset[str] = frozenset()
-        self._resizes = any(step["step"] == "resize_with_pad" for step in steps)
-        self._task = any(step["step"] == "tokenize" for step in steps)
-        self._texts: dict[str, tuple[Array, Array]] = {}
+        self._resizes = any(step["step"] in RESIZE_STEPS for step in steps)
+        self._task = any(step["step"] in TEXT_STEPS for step in steps)
         for i, step in enumerate(steps):
             where = f"preprocessing[{i}]"
             name = step["step"]
             if name == "rename" and not self._steps:
                 self._renames.append(_names(step, where))
                 continue
-            if name not in STEPS:
-                raise ArtifactError(f"there is no step {name!r} here", where=where, hint=nearest(str(name), STEPS))
+            known = {**STEPS, **image.STEPS}
+            if name not in known:
+                raise ArtifactError(f"there is no step {name!r} here", where=where, hint=nearest(str(name), known))
             try:
-                self._steps.append(STEPS[name](self, step))
+                make = STEPS.get(name) or Preprocessor._pictures
+                self._steps.append(make(self, step))
             except _UNSOUND as error:
                 raise ArtifactError(f"the step {name} is not sound: {error!r}", where=where) from None
 
@@ -371,33 +385,42 @@ class Preprocessor:
 
         return apply
 
-    def _tokenize(self, step: Mapping[str, Any]) -> Callable[[State], None]:
+    def _tokenizer(self, truncation_side: str = "right") -> Tokenizer:
         from npukit.policies.tokenizer import Tokenizer
 
         if self._tokenizer_path is None:
             raise ArtifactError("the policy takes instructions, and there is no tokenizer", where="tokenizer.json")
-        tokenizer = Tokenizer(self._tokenizer_path, step.get("truncation_side", "right"))
+        return Tokenizer(self._tokenizer_path, truncation_side)
+
+    def _tokenize(self, step: Mapping[str, Any]) -> Callable[[State], None]:
+        tokenizer = self._tokenizer(step.get("truncation_side", "right"))
         length, pad = int(step["max_length"]), int(step["pad_id"])
 
-        def apply(state: State) -> None:
-            state[TOKENS], state[ATTENTION] = self._tokens(tokenizer, state[TASK], length, pad)
-
-        return apply
-
-    def _tokens(self, tokenizer: Tokenizer, text: str, length: int, pad: int) -> tuple[Array, Array]:
-        found = self._texts.get(text)
-        if found is None:
+        def tokens(text: str) -> tuple[Array, Array]:
             ids, mask, dropped = tokenizer.encode(text, length, pad)
             if dropped:  # LeRobot would leave words out and act on the rest
                 raise InputError(
                     f"the instruction has {length + dropped} tokens, the policy takes {length}", where=TASK,
                     hint=f"shorten it: {text.strip()[:120]!r}",
                 )  # fmt: skip
-            found = ids[None], mask[None]
-            if len(self._texts) > 256:  # a client could send ever new ones
-                self._texts.clear()
-            self._texts[text] = found
-        return found
+            return ids[None], mask[None]
+
+        return _remembered(tokens)
+
+    def _prompt(self, step: Mapping[str, Any]) -> Callable[[State], None]:
+        from npukit.policies.openvla.prompt import Prompt
+
+        return _remembered(Prompt(self._tokenizer(), step))
+
+    def _pictures(self, step: Mapping[str, Any]) -> Callable[[State], None]:
+        change = image.STEPS[step["step"]](step)
+
+        def apply(state: State) -> None:
+            for name in self.images:
+                if name in state:
+                    state[name] = change(state[name])
+
+        return apply
 
     def _normalize(self, step: Mapping[str, Any]) -> Callable[[State], None]:
         table = statistics_of(step, self._statistics, self.inputs)
@@ -465,19 +488,21 @@ STEPS: dict[str, Callable[[Preprocessor, Mapping[str, Any]], Callable[[State], N
     "batch": Preprocessor._batch,
     "newline": Preprocessor._newline,
     "tokenize": Preprocessor._tokenize,
+    "prompt": Preprocessor._prompt,
     "normalize": Preprocessor._normalize,
     "resize_with_pad": Preprocessor._resize,
     "scale_images": Preprocessor._scale,
     "fill_cameras": Preprocessor._fill,
     "pad": Preprocessor._pad,
 }
-"""Steps of pre-processing.
+"""Steps of pre-processing; those of `npukit.policies.openvla.image.STEPS` come to them.
 
 rename {map}: names of the observation to the policy's; first of all.
 batch {}: a leading axis of 1; uint8 [H, W, C] to float32 [C, H, W] from 0 to 1.
 newline {}: the instruction ends with a line feed.
 tokenize {max_length, pad_id, truncation_side}: the instruction to tokens, padded on the right; longer ones are refused
     on that side, which is logged.
+prompt {template, lower, max_length, pad_id, bos_id, end_id}: see `npukit.policies.openvla.prompt`.
 normalize {eps, features: {name: mode}}: by the statistics.
 resize_with_pad {height, width, value}: images, proportions kept, padding left and on top.
 scale_images {mul, add}: images.
@@ -489,22 +514,34 @@ pad {feature, length}: zeros after a state.
 # ---------------------------------------------------------------- the steps after it
 
 
+ACTION_STEPS = ("cut", "unnormalize", "unnormalize_by_key", "gripper")
+
+
 class Postprocessor:
-    """Normalized actions float32 [T, A'] to actions float32 [T, A].
+    """Normalized actions [T, A'] to actions float32 [T, A].
 
     Args:
         outputs: the declared outputs.
-        steps: the manifest's `postprocessing`: `cut` {length}, `unnormalize` {eps, features: {name: mode}}.
+        steps: the manifest's `postprocessing`: `cut` {length}, `unnormalize` {eps, features: {name: mode}},
+            `unnormalize_by_key` {key, statistics: {key: {q01, q99, mask}}} and `gripper` {index, low, high, binarize,
+            invert} (see `npukit.policies.openvla.actions`; float64).
         statistics: what un-normalizing needs.
+        unnorm_key: which of several data sets' statistics un-normalize; None for the step's own `key`.
 
     Raises:
         ArtifactError: a step is unknown, or statistics are missing.
+        UsageError: there are no statistics for the key, or it is open which of several is meant.
+
+    Attributes:
+        unnorm_key: the key in use; "" where there is none to choose.
     """
 
     def __init__(
-        self, outputs: Mapping[str, Feature], steps: Sequence[Mapping[str, Any]], statistics: Statistics
-    ) -> None:
+        self, outputs: Mapping[str, Feature], steps: Sequence[Mapping[str, Any]], statistics: Statistics,
+        unnorm_key: str | None = None,
+    ) -> None:  # fmt: skip
         self.name, self.action = next((n, f) for n, f in outputs.items() if f.kind == "ACTION")
+        self.unnorm_key, self._wanted = "", unnorm_key
         self._steps: list[Callable[[Array], Array]] = []
         for i, step in enumerate(steps):
             try:
@@ -512,31 +549,44 @@ class Postprocessor:
             except _UNSOUND as error:
                 what = f"the step {step['step']} is not sound: {error!r}"
                 raise ArtifactError(what, where=f"postprocessing[{i}]") from None
+        if unnorm_key is not None and not self.unnorm_key:
+            raise UsageError("this policy's actions have one set of statistics: there is no key", where="unnorm_key")
 
     def _made(self, step: Mapping[str, Any], where: str, statistics: Statistics) -> list[Callable[[Array], Array]]:
         name = step["step"]
         if name == "cut":
             return [functools.partial(_cut, length=int(step["length"]))]
+        if name == "unnormalize_by_key":
+            return [self._by_key(step["statistics"], step.get("key"))]
+        if name == "gripper":
+            options = {key: value for key, value in step.items() if key != "step"}
+            return [functools.partial(actions.gripper, **options)]
         if name != "unnormalize":
             raise ArtifactError(f"there is no step {name!r} here", where=where,
-                                hint=nearest(str(name), ("cut", "unnormalize")))  # fmt: skip
+                                hint=nearest(str(name), ACTION_STEPS))  # fmt: skip
         table = statistics_of(step, statistics, {self.name: self.action})
         if self.name not in table:
             return []
         mode, eps = step["features"][self.name], float(step.get("eps", 1e-8))
         return [functools.partial(unnormalize, mode=mode, stats=table[self.name], eps=eps)]
 
-    def __call__(self, actions: Array) -> Array:
-        """The actions in the robot's units."""
+    def _by_key(self, statistics: Mapping[str, Any], key: str | None) -> Callable[[Array], Array]:
+        self.unnorm_key = actions.chosen_key(statistics, self._wanted if self._wanted is not None else key)
+        chosen = statistics[self.unnorm_key]
+        low, high = (np.asarray(chosen[name], np.float64) for name in actions.NUMBERS)
+        return functools.partial(actions.unnormalize, q01=low, q99=high, mask=np.asarray(chosen["mask"], bool))
+
+    def __call__(self, chunk: Array) -> Array:
+        """The actions in the robot's units, float32 [T, A]."""
         for step in self._steps:
-            actions = step(actions)
-        if actions.shape[1:] != self.action.shape:
+            chunk = step(chunk)
+        if chunk.shape[1:] != self.action.shape:
             raise ArtifactError(
-                f"the model gives actions of {list(actions.shape[1:])} numbers, {list(self.action.shape)} are declared",
+                f"the model gives actions of {list(chunk.shape[1:])} numbers, {list(self.action.shape)} are declared",
                 where=self.name,
             )
-        return np.ascontiguousarray(actions, np.float32)
+        return np.ascontiguousarray(chunk, np.float32)
 
 
-def _cut(actions: Array, length: int) -> Array:
-    return actions[:, :length]
+def _cut(chunk: Array, length: int) -> Array:
+    return chunk[:, :length]

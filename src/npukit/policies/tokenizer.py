@@ -63,6 +63,14 @@ class Tokenizer:
         found: int | None = self._tokenizer.token_to_id(token)
         return found
 
+    def ids(self, text: str) -> list[int]:
+        """The ids of a text, all of them, with what the file says is to stand around it."""
+        if self._length != 0:
+            self._tokenizer.no_truncation()
+            self._length = 0
+        found: list[int] = list(self._tokenizer.encode(text).ids)
+        return found
+
     def encode(self, text: str, length: int, pad_id: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_], int]:
         """Ids int64 [length], padded on the right, their mask, and how many tokens did not fit and were dropped."""
         if length != self._length:

@@ -60,6 +60,7 @@ class ServeOptions:
     target: str | None = opt(None, "Chip, where the folder holds models for several.", metavar="NAME")
     isolate: bool = opt(False, "Run each model in a process of its own.", "--isolate")
     seed: int | None = opt(None, "Seed of the policy's noise [any].")
+    unnorm_key: str | None = opt(None, "Data set whose statistics un-normalize the actions.", metavar="KEY")
     threads: int | None = opt(None, "Threads of ONNX Runtime.")
     token_file: Path | None = opt(None, "File with the token that clients must send.", parse=Path, metavar="FILE")
     keys: Path | None = opt(None, "JSON or YAML: feature -> key of the client.", parse=Path, metavar="FILE")
@@ -154,7 +155,7 @@ def serve(options: ServeOptions) -> ServeResult:
 
         policy = Policy(
             options.policy, options.backend, threads=options.threads, target=options.target,
-            in_process=not options.isolate, seed=options.seed,
+            in_process=not options.isolate, seed=options.seed, unnorm_key=options.unnorm_key,
         )  # fmt: skip
         served = None
         try:

@@ -44,12 +44,14 @@ class PolicySpec:
         folder: of the package.
         backend: of the package's components; None for the package's first.
         threads: of each component; None for the backend's own choice.
+        unnorm_key: see `npukit.Policy`.
     """
 
     name: str
     folder: Path | None = None
     backend: str | None = None
     threads: int | None = None
+    unnorm_key: str | None = None
 
 
 @dataclass(frozen=True)
@@ -317,7 +319,7 @@ def _package(spec: PolicySpec) -> Policy:
     from npukit.policies import policy as policies
 
     assert spec.folder is not None
-    options: dict[str, Any] = {"threads": spec.threads}
+    options: dict[str, Any] = {"threads": spec.threads, "unnorm_key": spec.unnorm_key}
     if spec.backend is not None:
         options["backend"] = spec.backend
     opened: Policy = policies.Policy(spec.folder, **options)

@@ -56,6 +56,9 @@ class EvalOptions:
     seed: int = opt(DEFAULT_SEED, "Seed of each task's first episode.")
     output: Path | None = opt(None, "Folder for the results.", "-o", "--out", parse=Path, metavar="DIR")
     backend: str | None = opt(None, "Backend of the policy's components [its first].", metavar="NAME")
+    unnorm_key: str | None = opt(
+        None, "Data set whose statistics un-normalize the actions [LIBERO's suite, or the policy's].", metavar="KEY"
+    )
     threads: int | None = opt(None, "Threads of each worker's policy.")
     workers: int = opt(1, "Episodes at once, each in a process with its own policy.")
     video: int = opt(0, "Keep an MP4 of the first N episodes of each task.", parse=_videos, metavar="N|all")
@@ -221,10 +224,23 @@ def _policy(options: EvalOptions) -> tuple[PolicySpec, dict[str, Any]]:
     if not manifest.is_file():
         raise InputError("not a policy's folder: it has no policy.json", where=str(options.policy_dir),
                          hint="make one with `npukit policy export`")  # fmt: skip
+    key = _unnorm_key(options.policy_dir, options.env, options.unnorm_key)
     spec = PolicySpec(
-        "package", options.policy_dir.resolve(), options.backend, options.threads or _share(options.workers)
+        "package", options.policy_dir.resolve(), options.backend, options.threads or _share(options.workers), key
     )
-    return spec, {"name": "package", "manifest_sha256": files.sha256_file(manifest), "backend": options.backend}
+    identity = {"name": "package", "manifest_sha256": files.sha256_file(manifest), "backend": options.backend}
+    return spec, identity if key is None else {**identity, "unnorm_key": key}
+
+
+def _unnorm_key(folder: Path, env: str, given: str | None) -> str | None:
+    """Whose statistics un-normalize the actions: in LIBERO the suite's own, where the policy has keys at all."""
+    from npukit.policies.openvla.actions import chosen_key
+    from npukit.policies.package import Manifest
+
+    if given is not None or env not in envs.LIBERO_SUITES:
+        return given
+    steps = [step for step in Manifest.read(folder).postprocessing if step["step"] == "unnormalize_by_key"]
+    return chosen_key(steps[0]["statistics"], env) if steps else None
 
 
 def _versions() -> dict[str, str]:
