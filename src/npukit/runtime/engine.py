@@ -60,6 +60,7 @@ class Description:
         library: name and version of the library.
         ignored: inputs of the source on which no output depends: accepted, and not passed on.
         constants: outputs of the source that are constants, by name.
+        notes: what else one should know, for people.
     """
 
     backend: str
@@ -71,6 +72,7 @@ class Description:
     library: str = ""
     ignored: tuple[Port, ...] = ()
     constants: dict[str, Array] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,7 @@ class Request:
 
     Attributes:
         path: the file, or None where `content` holds it.
-        kind: "onnx", "dlc", "context" or "tflite" (see `session.file_kind`).
+        kind: "onnx", "dlc", "context", "tflite" or "om" (see `session.file_kind`).
         backend: name of the backend.
         graph: name of the graph, None where the file holds only one.
         target: name of the target, None for the stamp's.
@@ -87,6 +89,7 @@ class Request:
         fetch: names of inner values to give as outputs too (backend ort).
         content: the bytes of a model that is in no file.
         dequantize: whether a file without stamp takes and gives floats where its tensors are integer codes.
+        emulate: chip, precision mode and lists of mixed precision to emulate (backend ort); empty for none.
     """
 
     path: str | None
@@ -98,6 +101,7 @@ class Request:
     fetch: tuple[str, ...] = field(default=())
     content: bytes | None = None
     dequantize: bool = False
+    emulate: str = ""
 
 
 class Engine(Protocol):
@@ -120,16 +124,47 @@ class Engine(Protocol):
         """Free everything; any number of calls is fine."""
 
 
+class Bound(Protocol):
+    """An engine's inputs and outputs tied to arrays; some of them stay on the device (`Session.bind`).
+
+    An engine with a memory of its own has a method `bind(inputs, outputs, resident_inputs, resident_outputs)` that
+    gives one, with the arrays and the numbers of what stays. For other engines there is `binding.HostBound`.
+    """
+
+    def run(self) -> None:
+        """Execute once: inputs that do not stay are sent first, outputs that do not stay are fetched after."""
+
+    def upload(self, number: int, first: int = 0, end: int | None = None) -> None:
+        """Send the array of an input that stays to the device, or the rows from `first` to `end` of it."""
+
+    def download(self, number: int) -> None:
+        """Fetch an output that stays into its array."""
+
+    def copy(self, source: Bound, output: int, number: int, row: int) -> bool:
+        """Copy an output of `source` into an input at `row`, both on the device; whether that was possible."""
+
+    def close(self) -> None:
+        """Free what it holds on the device; any number of calls is fine."""
+
+
 def open_engine(request: Request) -> Engine:
     """The engine for a request; imports only the module of its backend.
 
     Raises:
         NpukitError: the file, the backend or the device cannot do it.
     """
-    if request.backend == "ort":
+    if request.emulate:
+        from npukit.runtime import emulated
+
+        engine: Engine = emulated.open_engine(request)
+    elif request.backend == "ort":
         from npukit.runtime import ort
 
-        engine: Engine = ort.open_engine(request)
+        engine = ort.open_engine(request)
+    elif request.backend == "acl":
+        from npukit.runtime import ascend
+
+        engine = ascend.open_engine(request)
     elif request.backend == "litert":
         from npukit.runtime import litert
 

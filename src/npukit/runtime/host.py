@@ -15,11 +15,16 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from npukit.runtime.binding import HostBound
 from npukit.runtime.contract import Array, Port
-from npukit.runtime.engine import Description, Engine, ProfileEvent, Request, open_engine
+from npukit.runtime.engine import Bound, Description, Engine, ProfileEvent, Request, open_engine
+
+if TYPE_CHECKING:
+    from npukit.ascend.emulate import Saturation
 
 _ALIGN = 4096
 
@@ -85,7 +90,7 @@ def _reserve(descriptor: int, size: int) -> None:
 @dataclass(eq=False)
 class _Hosted:
     engine: Engine
-    slots: list[Buffers] = field(default_factory=list)
+    slots: list[Bound] = field(default_factory=list)
 
 
 _hosted: dict[int, _Hosted] = {}
@@ -100,11 +105,23 @@ def open_(request: Request) -> tuple[int, Description]:
     return number, engine.description
 
 
-def share(number: int, path: Path) -> int:
+def bound(engine: Engine, inputs: list[Array], outputs: list[Array], resident: frozenset[str]) -> Bound:
+    """The engine tied to these arrays; `resident` names what stays on the device, where it has one of its own."""
+    bind = getattr(engine, "bind", None)
+    if bind is None:
+        return HostBound(engine.execute, inputs, outputs)
+    ports = engine.description.inputs, engine.description.outputs
+    stays = [frozenset(i for i, port in enumerate(side) if port.name in resident) for side in ports]
+    made: Bound = bind(inputs, outputs, *stays)
+    return made
+
+
+def share(number: int, path: Path, resident: frozenset[str] = frozenset()) -> int:
     """Map buffers that the parent made; the number of their slot."""
     hosted = _hosted[number]
     description = hosted.engine.description
-    hosted.slots.append(Buffers.map(path, description.inputs, description.outputs))
+    buffers = Buffers.map(path, description.inputs, description.outputs)
+    hosted.slots.append(bound(hosted.engine, buffers.inputs, buffers.outputs, resident))
     with contextlib.suppress(OSError):  # Windows keeps it while it is mapped
         path.unlink()
     return len(hosted.slots) - 1
@@ -112,8 +129,34 @@ def share(number: int, path: Path) -> int:
 
 def run_shared(number: int, slot: int) -> None:
     """Execute on the shared buffers of a slot."""
-    hosted = _hosted[number]
-    hosted.engine.execute(hosted.slots[slot].inputs, hosted.slots[slot].outputs)
+    _hosted[number].slots[slot].run()
+
+
+def upload(number: int, slot: int, port: int, first: int, end: int | None) -> None:
+    """`Bound.upload` of a slot."""
+    _hosted[number].slots[slot].upload(port, first, end)
+
+
+def download(number: int, slot: int, port: int) -> None:
+    """`Bound.download` of a slot."""
+    _hosted[number].slots[slot].download(port)
+
+
+def copy(number: int, slot: int, source: int, output: int, port: int, row: int) -> bool:
+    """`Bound.copy` between slots."""
+    slots = _hosted[number].slots
+    return slots[slot].copy(slots[source], output, port, row)
+
+
+def saturations(number: int) -> list[Saturation]:
+    """See `Session.saturations`."""
+    return saturations_of(_hosted[number].engine)
+
+
+def saturations_of(engine: Engine) -> list[Saturation]:
+    """What an emulating engine has saturated so far."""
+    found: list[Saturation] = engine.saturations()  # type: ignore[attr-defined]
+    return found
 
 
 def run(number: int, inputs: list[Array]) -> list[Array]:

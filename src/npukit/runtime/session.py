@@ -9,26 +9,29 @@ The native code lives in a worker process unless `in_process` asks otherwise.
 from __future__ import annotations
 
 import contextlib
-import os
 import threading
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
-from npukit.errors import Fault, InputError, MissingDependency, ModelError, NpukitError, UsageError, nearest
-from npukit.frontends.pytorch.kinds import kind_of
+from npukit.errors import Fault, InputError, NpukitError, UsageError, nearest
 from npukit.runtime import BACKEND_NAMES, host
-from npukit.runtime.contract import Array, Port, Shape, from_native, gather, show, to_native
-from npukit.runtime.engine import Description, Engine, Placement, ProfileEvent, Request, open_engine
+from npukit.runtime.binding import Binding as Binding
+from npukit.runtime.binding import caller_buffers
+from npukit.runtime.contract import Array, Port, Shape, from_native, gather, to_native
+from npukit.runtime.engine import Bound, Description, Engine, Placement, ProfileEvent, Request, open_engine
+from npukit.runtime.file_kind import KIND_WORDS, OM_MAGIC
+from npukit.runtime.file_kind import file_kind as file_kind
 from npukit.worker import Worker
 
 if TYPE_CHECKING:
     from npukit.artifacts.stamp import Stamp
+    from npukit.ascend.emulate import Saturation
     from npukit.qnn.graph import Encoding
 
 BACKENDS = {
@@ -36,6 +39,7 @@ BACKENDS = {
     "dlc": ("qnn-cpu", "qnn-htp", "qnn-gpu", "ort"),
     "context": ("qnn-htp",),
     "tflite": ("litert",),
+    "om": ("acl",),
 }
 """Backends by kind of file; the first is the default."""
 
@@ -82,8 +86,8 @@ class Session:
     """A model made ready to run.
 
     Args:
-        model: a file (.onnx, DLC or context binary, told apart by content), the bytes of an ONNX model, or any
-            object with a `path` attribute.
+        model: a file (.onnx, DLC, context binary or .om, told apart by content), the bytes of an ONNX model or of a
+            .om, or any object with a `path` attribute.
         backend: one of `npukit.runtime.BACKEND_NAMES`; by default .onnx runs on ort, a context binary and a DLC
             that was made for chips with HTP only on qnn-htp, other DLCs on qnn-cpu. There is no fallback from one to
             another.
@@ -98,6 +102,9 @@ class Session:
             layout (backend ort only).
         dequantize: give and take floats, by the encodings, where a file without stamp has integer codes; a stamp
             says itself what the source had.
+        emulate: compute as this chip would, "ascend310p[:PRECISION[:LIST.json]]" (backend ort only; see
+            `npukit.ascend.emulate`); `saturations` says what it saturated.
+        precision_mode: the PRECISION of `emulate`, where it is given apart.
 
     Raises:
         NpukitError: the file, backend, graph or device cannot be used; subclasses say which.
@@ -124,6 +131,8 @@ class Session:
         memory_limit: int | None = None,
         fetch: Sequence[str] = (),
         dequantize: bool = False,
+        emulate: str = "",
+        precision_mode: str | None = None,
     ) -> None:
         self._closed = True  # until it is open: close() may be called on a half-made session
         self._lock = threading.Lock()
@@ -133,6 +142,9 @@ class Session:
         self._pool: ThreadPoolExecutor | None = None
         self._number = self._shared = self._slot = 0
         request = _request(model, backend, graph, target, threads, tuple(fetch), dequantize=dequantize)
+        self._emulated: str | None = None
+        if emulate or precision_mode:
+            request, self._emulated = _emulated(request, emulate, precision_mode)
         self._name = Path(request.path).name if request.path else "model"
         self._closed = False
         try:
@@ -156,13 +168,13 @@ class Session:
             self._buffers, self._slot = self._share(description)
         return description
 
-    def _share(self, description: Description) -> tuple[host.Buffers, int]:
+    def _share(self, description: Description, resident: frozenset[str] = frozenset()) -> tuple[host.Buffers, int]:
         """Buffers that the worker maps too, and the number it knows them by."""
         assert self._worker is not None
         self._shared += 1
         path = Path(self._worker.folder, f"buffers-{self._shared}")
         buffers = host.Buffers.map(path, description.inputs, description.outputs, create=True)
-        slot: int = self._call("share", path)
+        slot: int = self._call("share", path, resident)
         return buffers, slot
 
     # ------------------------------------------------------------ what it is
@@ -278,13 +290,22 @@ class Session:
             pool = self._pool
         return pool.submit(self.run, {port.name: array for port, array in zip(self._in, arrays, strict=True)})
 
-    def bind(self, inputs: Mapping[str, Array] | None = None, outputs: Mapping[str, Array] | None = None) -> Binding:
+    def bind(
+        self,
+        inputs: Mapping[str, Array] | None = None,
+        outputs: Mapping[str, Array] | None = None,
+        *,
+        resident: Sequence[str] = (),
+    ) -> Binding:
         """Run on the artifact's own tensors, without conversion and without a copy.
 
         Args:
             inputs: the caller's buffers by name, C-contiguous, of the native dtypes and shapes; those not given are
                 made. In a worker the buffers are always made here, in memory that both processes map.
             outputs: the same for outputs.
+            resident: names of inputs and outputs that stay on the device between runs: they go there with
+                `Binding.write` and come back with `Binding.read`, and `Binding.copy` copies them there (backend
+                acl; elsewhere they are arrays like the others).
 
         Returns:
             A `Binding`: write to `binding.inputs[name]`, call `binding.run()`, read `binding.outputs[name]`.
@@ -304,6 +325,11 @@ class Session:
         self._check_open()
         if not host.Buffers.possible(self._description):
             raise UsageError("buffers can be bound only where every shape is fixed", hint="use run()")
+        names = {port.name for port in (*self._in, *self._out)}
+        faults = [Fault("no such input or output", n, nearest(n, names)) for n in resident if n not in names]
+        if faults:
+            raise InputError("names of resident buffers that do not exist", faults=faults)
+        stay = frozenset(resident)
         if self._engine is None:
             if inputs or outputs:
                 raise UsageError(
@@ -311,14 +337,15 @@ class Session:
                     hint="use bind() without arguments and write into its arrays, or Session(..., in_process=True)",
                 )
             with self._lock:
-                shared, slot = self._share(self._description)
-            return Binding(self, shared.inputs, shared.outputs, slot)
-        faults: list[Fault] = []
-        bound_in = _buffers(self._in, inputs or {}, faults, "input")
-        bound_out = _buffers(self._out, outputs or {}, faults, "output")
+                shared, slot = self._share(self._description, stay)
+            return Binding(self, shared.inputs, shared.outputs, stay, _RemoteBound(self, slot))
+        bound_in = caller_buffers(self._in, inputs or {}, faults, "input")
+        bound_out = caller_buffers(self._out, outputs or {}, faults, "output")
         if faults:
             raise InputError("buffers that do not fit", faults=faults)
-        return Binding(self, bound_in, bound_out)
+        with self._lock:
+            bound = host.bound(self._engine, bound_in, bound_out, stay)
+        return Binding(self, bound_in, bound_out, stay, bound)
 
     def warmup(self, runs: int = 1) -> float:
         """Run on zeros, so that the first real run is as fast as the rest; the seconds of the last run."""
@@ -348,6 +375,31 @@ class Session:
                 return self._engine.profile(natives, runs)
             events: list[ProfileEvent] = self._call("profile", natives, runs)
             return events
+
+    def saturations(self) -> list[Saturation]:
+        """What the emulated arithmetic has saturated in all runs so far, in the order of the graph.
+
+        Raises:
+            UsageError: the session does not emulate.
+        """
+        if self._emulated is None:
+            raise UsageError("the session emulates no chip's arithmetic", hint='Session(..., emulate="ascend310p")')
+        with self._lock:
+            self._check_open()
+            if self._engine is not None:
+                return host.saturations_of(self._engine)
+            found: list[Saturation] = self._call("saturations")
+            return found
+
+    @property
+    def emulated(self) -> str | None:
+        """The chip whose arithmetic is emulated, with the precision mode; None for the backend's own arithmetic."""
+        return self._emulated
+
+    @property
+    def notes(self) -> list[str]:
+        """What the backend has to say about the model, for people."""
+        return list(self._description.notes)
 
     def _zeros(self) -> dict[str, Array]:
         zeros = {}
@@ -390,76 +442,29 @@ class Session:
         )
 
 
-class Binding:
-    """Buffers tied to a session; see `Session.bind`.
+class _RemoteBound:
+    """The buffers of a slot in the session's worker."""
 
-    Attributes:
-        inputs: native arrays by source name, to write to.
-        outputs: native arrays by source name, filled by `run`.
-    """
-
-    def __init__(self, session: Session, inputs: list[Array], outputs: list[Array], slot: int = 0) -> None:
-        self._session, self._inputs, self._outputs, self._slot = session, inputs, outputs, slot
-        self.inputs = {port.name: array for port, array in zip(session._in, inputs, strict=True)}
-        self.outputs = {port.name: array for port, array in zip(session._out, outputs, strict=True)}
+    def __init__(self, session: Session, slot: int) -> None:
+        self._session, self._slot = session, slot
 
     def run(self) -> None:
-        """Execute once, from `inputs` into `outputs`.
+        self._session._call("run_shared", self._slot)
 
-        Raises:
-            NativeError: the backend failed; as for `Session.run`.
-        """
-        session = self._session
-        with session._lock:
-            session._check_open()
-            if session._engine is not None:
-                session._engine.execute(self._inputs, self._outputs)
-            else:
-                session._call("run_shared", self._slot)
+    def upload(self, number: int, first: int = 0, end: int | None = None) -> None:
+        self._session._call("upload", self._slot, number, first, end)
 
-    def write(self, name: str, array: Array) -> None:
-        """Put a source model's array into the buffer of the input `name`, converted as `Session.run` would.
+    def download(self, number: int) -> None:
+        self._session._call("download", self._slot, number)
 
-        An input on which nothing depends is accepted, and not passed on.
+    def copy(self, source: Bound, output: int, number: int, row: int) -> bool:
+        if not isinstance(source, _RemoteBound) or source._session is not self._session:
+            return False
+        done: bool = self._session._call("copy", self._slot, source._slot, output, number, row)
+        return done
 
-        Raises:
-            InputError: there is no such input, or the array has another shape or dtype, or values out of range.
-        """
-        if name not in self.inputs:
-            ignored = [port for port in self._session._description.ignored if port.name == name]
-            if not ignored:
-                raise InputError("no such input", where=name, hint=nearest(name, self.inputs))
-            return
-        port = next(port for port in self._session._in if port.name == name)
-        to_native([port], gather([port], {name: array}), [self.inputs[name]])
-
-    def read(self, name: str) -> Array:
-        """The output `name` of the last run as the source model has it, a fresh array."""
-        constants = self._session._description.constants
-        if name in constants:
-            return constants[name].copy()
-        port = next((port for port in self._session._out if port.name == name), None)
-        if port is None:
-            raise InputError("no such output", where=name, hint=nearest(name, self.outputs))
-        return from_native(port, self.outputs[name])
-
-
-def _buffers(ports: Sequence[Port], given: Mapping[str, Array], faults: list[Fault], side: str) -> list[Array]:
-    names = {port.name for port in ports} | {port.tensor for port in ports}
-    faults += [Fault(f"no such {side}", where=n, hint=nearest(n, names)) for n in given if n not in names]
-    arrays: list[Array] = []
-    for port in ports:
-        shape = port.fixed_shape or ()
-        array = given.get(port.name, given.get(port.tensor))
-        if array is None:
-            array = np.zeros(shape, port.native)
-        elif array.dtype != port.native or array.shape != shape or not array.flags.c_contiguous:
-            got = f"{array.dtype} {show(array.shape)}" + ("" if array.flags.c_contiguous else ", not contiguous")
-            faults.append(Fault(f"expected {port.native} {show(shape)}, got {got}", where=port.name))
-        elif side == "output" and not array.flags.writeable:
-            faults.append(Fault("the buffer is read-only", where=port.name))
-        arrays.append(array)
-    return arrays
+    def close(self) -> None:
+        """The worker frees it with the engine."""
 
 
 def _info(port: Port) -> TensorInfo:
@@ -484,24 +489,20 @@ def _request(
 ) -> Request:
     if backend is not None and backend not in BACKEND_NAMES:
         raise UsageError(f"there is no backend {backend!r}", where="backend", hint=nearest(backend, BACKEND_NAMES))
-    if backend == "acl" or (backend is None and _is_om(model)):
-        raise MissingDependency(
-            "backend acl runs Ascend's .om files through pyACL, which comes with CANN; npukit does not drive it yet",
-            where="backend",
-        )
     if threads is not None and threads < 1:
         raise UsageError(f"{threads} threads cannot be", where="threads")
     path: str | None = None
     content: bytes | None = None
     if isinstance(model, (bytes, bytearray, memoryview)):
-        content, kind = bytes(model), "onnx"
+        content = bytes(model)
+        kind = "om" if content.startswith(OM_MAGIC) else "onnx"
     else:
         file = Path(getattr(model, "path", model))
         path, kind = str(file), file_kind(file)
     chosen = backend or _made_for(kind, path) or BACKENDS[kind][0]
     if chosen not in BACKENDS[kind]:
         raise UsageError(
-            f"{_KIND_WORDS[kind]} cannot run on {chosen}",
+            f"{KIND_WORDS[kind]} cannot run on {chosen}",
             where=path or "",
             hint=f"it runs on {', '.join(BACKENDS[kind])}",
         )
@@ -524,86 +525,16 @@ def _made_for(kind: str, path: str | None) -> str | None:
     return "qnn-htp" if chips and all(chip.backend == "qnn-htp" for chip in chips) else None
 
 
-def _is_om(model: Any) -> bool:
-    if isinstance(model, (bytes, bytearray, memoryview)):
-        return False
-    with contextlib.suppress(OSError), open(getattr(model, "path", model), "rb") as file:
-        return file.read(4) == b"IMOD"
-    return False
+def _emulated(request: Request, emulate: str, precision: str | None) -> tuple[Request, str]:
+    """The request with what is to be emulated, and that in words."""
+    from npukit.ascend.emulate import parse_mode
 
-
-_KIND_WORDS = {"onnx": "an ONNX model", "dlc": "a DLC", "context": "a context binary", "tflite": "a .tflite file"}
-_FOREIGN_MAGIC = {
-    b"\x7fELF": "it is a model library or program; npukit export makes ONNX of a model library",
-    b"MZ": "it is a Windows library or program",
-    b"IMOD": "it is an Ascend .om file",
-    b"\x93NUMPY": "it is a numpy array; a model is wanted here",
-}
-
-
-def file_kind(path: Path) -> str:
-    """What a file holds, by its content: "onnx", "dlc", "context" or "tflite".
-
-    Raises:
-        ModelError: there is no such file, or it is none of these.
-    """
-    try:
-        with open(path, "rb") as file:
-            head = file.read(256)
-            size = os.fstat(file.fileno()).st_size
-    except FileNotFoundError:
-        raise ModelError("there is no such file", where=str(path), hint=_beside(path)) from None
-    except OSError as error:
-        raise ModelError(f"the file cannot be read ({error.strerror})", where=str(path)) from error
-    if size == 0:
-        raise ModelError("the file is empty", where=str(path))
-    if head.startswith(b"PK\x03\x04"):
-        return _zip_kind(path, head)
-    for magic, what in _FOREIGN_MAGIC.items():
-        if head.startswith(magic):
-            raise ModelError(what, where=str(path))
-    if head[4:8] == b"TFL3":
-        return "tflite"
-    if head.startswith(b"version https://git-lfs"):
-        raise ModelError("it is a Git LFS pointer, not the model itself", where=str(path), hint="run: git lfs pull")
-    # Neither protobuf nor a context binary has a magic: an ONNX model begins with a field tag of ModelProto.
-    suffix = path.suffix.lower()
-    if suffix == ".onnx" or (suffix != ".bin" and _looks_like_onnx(head)):
-        return "onnx"
-    if suffix == ".bin" or b"\0" in head:
-        return "context"
-    raise ModelError("it is neither an ONNX model, a DLC nor a context binary", where=str(path))
-
-
-def _zip_kind(path: Path, head: bytes) -> str:
-    if kind_of(path) is not None:
-        raise ModelError("it is a PyTorch file", where=str(path), hint="convert it first: npukit convert FILE")
-    # The first member's name stands in the local header; every DLC seen begins with one of these.
-    length = int.from_bytes(head[26:28], "little")
-    first = head[30 : 30 + length].decode("utf-8", "replace")
-    if first.startswith(("dlc.metadata", "model")) and not first.startswith("model/"):
-        return "dlc"
-    if first.endswith(".npy"):
-        raise ModelError("it is an archive of numpy arrays (.npz); a model is wanted here", where=str(path))
-    if path.suffix.lower() == ".dlc":
-        return "dlc"
-    raise ModelError(
-        f"it is a zip archive, but not a DLC (its first member is {first!r})",
-        where=str(path),
-    )
-
-
-_MODEL_PROTO_TAGS = frozenset({0x08, 0x12, 0x1A, 0x22, 0x28, 0x32, 0x3A, 0x42, 0x72, 0xA2, 0xCA})
-
-
-def _looks_like_onnx(head: bytes) -> bool:
-    if head[0] == 0x08:  # ir_version, a small number
-        return len(head) > 1 and 0 < head[1] < 0x40
-    return head[0] in _MODEL_PROTO_TAGS and b"\0" not in head[:2]
-
-
-def _beside(path: Path) -> str:
-    folder = path.parent
-    if not folder.is_dir():
-        return f"there is no folder {folder}"
-    return nearest(path.name, [entry.name for entry in folder.iterdir()][:1000])
+    if not emulate:
+        raise UsageError("a precision mode needs a chip to emulate", where="precision_mode", hint="emulate=ascend310p")
+    if request.backend != "ort" or request.kind != "onnx":
+        raise UsageError(
+            f"{KIND_WORDS[request.kind]} on {request.backend} cannot be emulated", where=request.path or "emulate",
+            hint="the chip's arithmetic is emulated for .onnx files on --backend ort",
+        )  # fmt: skip
+    mode = parse_mode(emulate, precision)
+    return replace(request, emulate=emulate if ":" in emulate else f"{emulate}:{mode.precision}"), str(mode)
