@@ -286,7 +286,7 @@ class Worker:
         return wait if deadline is None else max(0.0, min(wait, deadline - time.monotonic()))
 
     def _check_limits(self, function: str, deadline: float | None, limit: float | None) -> None:
-        if self._memory_limit and (used := _private_bytes(self.pid)) > self._memory_limit:
+        if self._memory_limit and (used := memory_of(self.pid)) > self._memory_limit:
             what = f"used {used / 2**20:.0f} MiB, more than the {self._memory_limit / 2**20:.0f} MiB it may"
             self._kill(f"it {what}")
             raise self._error(f"the worker process {what}", function, "raise the memory limit, or use a smaller model")
@@ -548,7 +548,7 @@ def _how(code: int | None) -> str:
     return f"ended by itself with status {code}"
 
 
-def _private_bytes(pid: int) -> int:
+def memory_of(pid: int) -> int:
     """Resident memory of a process without its mapped files; 0 where that cannot be read."""
     try:
         fields = Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()

@@ -95,8 +95,8 @@ def write_samples(arrays: Mapping[str, Array], folder: Path) -> bool:
     if all(array.dtype.kind == "f" for array in arrays.values()):
         return False
     generator = np.random.default_rng(0)
-    drawn = {
-        name: generator.standard_normal(array.shape).astype(array.dtype)
+    drawn: dict[str, Array] = {
+        name: np.asarray(generator.standard_normal(array.shape)).astype(array.dtype)
         if array.dtype.kind == "f"
         else generator.permuted(array.reshape(-1)).reshape(array.shape)
         for name, array in arrays.items()

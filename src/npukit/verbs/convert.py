@@ -22,8 +22,10 @@ from npukit.analysis import DEFAULT_SEED, text
 from npukit.errors import InputError, UsageError
 from npukit.verbs import options as o
 from npukit.verbs.contract import contract_inputs, contract_outputs, source_stamp
+from npukit.verbs.io_config import IoTemplate, io_config
 from npukit.verbs.isolate import isolated
 from npukit.verbs.options import arg, opt, verb
+from npukit.verbs.source import exported_source
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -31,7 +33,6 @@ if TYPE_CHECKING:
     from npukit.analysis.verify import Verification
     from npukit.artifacts.stamp import IoTensor, Stamp
     from npukit.frontends.onnx.options import LoadOptions, Normalized
-    from npukit.frontends.pytorch import Exported
     from npukit.lowering import Lowered
     from npukit.qnn.graph import Op
     from npukit.targets import Target
@@ -73,7 +74,7 @@ class ConvertOptions:
     Verification inputs are those given with --input NAME=FILE, else test_data_set_* beside the model, else generated.
     """
 
-    model: Path = arg("the model (.onnx, .pt2, TorchScript .pt, .tflite)")
+    model: Path = arg("the model (.onnx, .pt2, TorchScript .pt, .tflite, TensorFlow .pb or SavedModel)")
     output: Path | None = opt(None, "The DLC to write [MODEL.dlc].", "-o", "--out", parse=Path, metavar="FILE")
     target: tuple[str, ...] = opt(
         (), "Chip or backend to convert for; repeatable [portable].", many=True, parse=o.strings, metavar="NAME"
@@ -98,12 +99,27 @@ class ConvertOptions:
         False, "Leave the source's quantization out: Q/DQ nodes go, the model is float.", "--strip-quantization"
     )
     io_layout: str = opt("source", "Layout of inputs and outputs.", choices=("source", "nhwc"))
+    io_config: Any = opt(
+        None, "How inputs and outputs shall differ (YAML of qairt-converter or of --custom_io).", parse=o.io_config,
+        metavar="FILE",
+    )  # fmt: skip
     tflite_signature: str = opt(
         "", "Entry point of a TensorFlow Lite file [its only one].", "--tflite-signature-name", metavar="NAME"
     )
+    saved_model_tag: str = opt("", "Tags of a SavedModel's graph, with commas [its only one].", "--saved-model-tag")
+    saved_model_signature: str = opt(
+        "", "Signature of a SavedModel [serving_default].", "--saved-model-signature-key", metavar="KEY"
+    )
+    tensorflow_python: Path | None = opt(
+        None, "Python with TensorFlow and tf2onnx [NPUKIT_TENSORFLOW_PYTHON, or this one].", "--tensorflow-python",
+        parse=Path, metavar="FILE",
+    )  # fmt: skip
     allow_pickle: bool = opt(False, "Read a PyTorch file also where that runs Python code in it.", "--allow-pickle")
     example_inputs: Any = opt(None, "Inputs that a torch.nn.Module is traced with.", python=True)
     dynamic_shapes: Any = opt(None, "As torch.export takes it.", python=True)
+    dump_io_config: Path | None = opt(
+        None, "Only write an I/O config to fill in.", "--dump-io-config", parse=Path, metavar="FILE", hidden=True
+    )
     dry_run: bool = opt(False, "Only check that the model can be converted.", "--dry-run", hidden=True)
     verify: bool = opt(True, "Compare the result with the source.", "--verify/--no-verify", hidden=True)
     verify_backend: str | None = opt(
@@ -218,7 +234,7 @@ class ConvertResult:
 
 
 @verb(ConvertOptions)
-def convert(options: ConvertOptions) -> ConvertResult:
+def convert(options: ConvertOptions) -> ConvertResult | IoTemplate:
     """Convert `model` to a DLC at `output` and verify it.
 
     In Python `model` may be a `torch.nn.Module`, with `example_inputs` (a tuple, or a dict by name), or an
@@ -244,9 +260,16 @@ def convert(options: ConvertOptions) -> ConvertResult:
     if not isinstance(given, os.PathLike):
         return _convert_object(options)
     targets = tuple(target.name for target in resolve(options.target))
-    options = replace(options, preprocessing=o.preprocessing(options.preprocessing))
+    options = replace(
+        options, preprocessing=o.preprocessing(options.preprocessing), io_config=o.io_config(options.io_config)
+    )
     output = options.output or options.model.with_suffix(".dlc")
     with isolated(in_process=options.in_process, timeout=options.timeout) as call:
+        if options.dump_io_config is not None:
+            files.atomic_write_bytes(
+                options.dump_io_config, call("npukit.verbs.io_config:io_template", options).encode()
+            )
+            return IoTemplate(options.dump_io_config)
         if options.dry_run:
             converted = call("npukit.verbs.convert:_convert", options, None)
             return ConvertResult(None, converted, skipped="dry run", targets=targets)
@@ -413,7 +436,7 @@ def lower_source(
     from npukit.qnn.names import Names
 
     log.report("reading the model", 0.0)
-    made = torch_source(options)
+    made = exported_source(options)
     normalized = load(options.model if made is None else made.path, load_options(options))
     notes = [*normalized.notes, *_double_notes(normalized.model)]
     if made is not None:
@@ -433,32 +456,28 @@ def lower_source(
     return normalized, lower(normalized.model, targets, lower_options, validators), notes
 
 
-def torch_source(options: ConvertOptions) -> Exported | None:
-    """The ONNX of a source that is a PyTorch file, exported once a process; None for any other source."""
-    from npukit.frontends.pytorch import as_onnx
-
-    return as_onnx(
-        options.model,
-        shapes=options.input_shapes,
-        allow_pickle=options.allow_pickle,
-        compare=options.verify and not options.dry_run,
-    )
-
-
 def load_options(options: ConvertOptions) -> LoadOptions:
     """What the front end is told of the options: shapes and cuts."""
     from npukit.frontends.onnx import LoadOptions
 
     cuts = [(name, value) for name, value in options.inputs if not isinstance(value, Path)]
     shapes = {name: tuple(value) for name, value in cuts if value is not None}
+    config = io_config(options)
+    if config is not None and options.io_layout != "source" and any(entry.layout for entry in config.entries):
+        raise UsageError(
+            "the I/O config names layouts, and so does this option", where="--io-layout", hint="leave one of them out"
+        )
+    # As with the tools, what the command line says goes before what the file says.
+    asked = {entry.name: entry.source_shape for entry in config.entries if entry.source_shape} if config else {}
     return LoadOptions(
-        input_shapes={**options.input_shapes, **shapes},
+        input_shapes={**asked, **options.input_shapes, **shapes},
         symbols=options.symbols,
         batch=options.batch,
         inputs=tuple(name for name, _ in cuts),
-        outputs=options.outputs,
+        outputs=options.outputs or (config.outputs if config else ()),
         strip_quantization=options.strip_quantization,
         signature=options.tflite_signature,
+        io=config,
     )
 
 
@@ -544,7 +563,7 @@ def _verify(options: ConvertOptions, path: Path, backend: str, name: str, conver
 
 def cut_source(options: ConvertOptions, stamp: Stamp, stack: contextlib.ExitStack) -> Path:
     """The model to compare with: the source, or a copy that is cut, shaped or without quantization as asked for."""
-    made = torch_source(options)
+    made = exported_source(options)
     if made is not None:
         options = replace(options, model=made.path)
     if options.strip_quantization:
@@ -555,6 +574,11 @@ def cut_source(options: ConvertOptions, stamp: Stamp, stack: contextlib.ExitStac
     from npukit.frontends.onnx.read_model import is_tflite, read_model
 
     cuts = tuple(name for name, value in options.inputs if not isinstance(value, Path))
+    if options.io_config is not None:
+        from npukit.analysis.reference import customized
+
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="npukit-io-")))
+        return customized(options.model, load_options(options), folder)
     if not cuts:
         if not options.input_shapes or is_tflite(options.model):  # LiteRT takes any size where the model does
             return options.model

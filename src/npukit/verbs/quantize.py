@@ -131,8 +131,12 @@ class QuantizeOptions:
     )
     outputs: tuple[str, ...] = like(ConvertOptions, "outputs")
     tflite_signature: str = like(ConvertOptions, "tflite_signature")
+    saved_model_tag: str = like(ConvertOptions, "saved_model_tag")
+    saved_model_signature: str = like(ConvertOptions, "saved_model_signature")
+    tensorflow_python: Path | None = like(ConvertOptions, "tensorflow_python")
     allow_pickle: bool = like(ConvertOptions, "allow_pickle")
     io_layout: str = like(ConvertOptions, "io_layout")
+    io_config: Any = like(ConvertOptions, "io_config")
     verify: bool = like(ConvertOptions, "verify")
     verify_backend: str | None = opt(
         None, "Backend to verify on [the emulator, or ort for large models].", choices=("qnn-cpu", "qnn-htp", "ort"),
@@ -285,7 +289,10 @@ def quantize(options: QuantizeOptions) -> QuantizeResult:
             hint="give a folder of images, a .npy file with a leading sample axis, or an input list",
         )
     targets = tuple(target.name for target in resolve(options.target or (_DEFAULT_TARGET,)))
-    options = replace(options, target=targets, preprocessing=o.preprocessing(options.preprocessing))
+    options = replace(
+        options, target=targets, preprocessing=o.preprocessing(options.preprocessing),
+        io_config=o.io_config(options.io_config),
+    )  # fmt: skip
     output = options.output or options.model.with_suffix(".quantized.dlc")
     sent = replace(options, calibration=None)
     with isolated(in_process=options.in_process, timeout=options.timeout) as call:

@@ -22,9 +22,10 @@ from npukit.artifacts import dlc
 from npukit.artifacts.restamp import restamp
 from npukit.artifacts.stamp import IoTensor, Stamp, native_stamp
 from npukit.errors import NpukitError, UsageError, nearest
-from npukit.frontends import pytorch
 from npukit.frontends.onnx import LoadOptions
+from npukit.frontends.onnx.io_config import IoConfig
 from npukit.frontends.onnx.read_model import read_model
+from npukit.frontends.onnx.strip_quantization import SourceEncoding
 from npukit.qnn.graph import Array, Graph, Held, Model
 from npukit.quantization import encodings_file
 from npukit.quantization.assign import FLOAT, Assigned, Legal, Plan, assign
@@ -48,8 +49,9 @@ from npukit.runtime.session import file_kind
 from npukit.targets import resolve
 from npukit.verbs import options as o
 from npukit.verbs.contract import SOURCE_DTYPES, contract_inputs, contract_outputs, io_tensor, source_stamp
-from npukit.verbs.convert import ConvertOptions, cut_source, lower_source, torch_source, validator
+from npukit.verbs.convert import ConvertOptions, cut_source, lower_source, validator
 from npukit.verbs.quantize import Port, Quantized, QuantizeOptions
+from npukit.verbs.source import exported_source, is_exported
 from npukit.verbs.verify import VerifyOptions, verify_here
 
 if TYPE_CHECKING:
@@ -129,8 +131,7 @@ def prepare(options: QuantizeOptions) -> list[Port]:
 
     stack = contextlib.ExitStack()
     legal = Legal({target.name: validator(target, stack) for target in resolve(options.target)})
-    torch = pytorch.kind_of(options.model) is not None
-    read = _from_dlc if not torch and file_kind(options.model) == "dlc" else _from_source
+    read = _from_dlc if not is_exported(options.model) and file_kind(options.model) == "dlc" else _from_source
     graph, stamp, contract, digest, notes, source, own = read(options, legal)
     if options.float_fallback and options.encodings is None and not own.entries:
         raise UsageError("--float-fallback leaves all in float without --encodings", hint="give --encodings FILE")
@@ -200,14 +201,23 @@ def _source(options: QuantizeOptions) -> ConvertOptions:
     """How the source is read, as `convert` reads it."""
     names = (
         ("model", "target", "input_shapes", "symbols", "batch", "inputs", "outputs", "io_layout")
-        + ("allow_pickle", "tflite_signature")
+        + ("allow_pickle", "tflite_signature", "saved_model_tag", "saved_model_signature", "tensorflow_python")
     )  # fmt: skip
-    return ConvertOptions(**{name: getattr(options, name) for name in names})
+    config = _io_config(options)
+    return ConvertOptions(
+        **{name: getattr(options, name) for name in names},
+        io_config=None if config is None else config.for_calibration().to_dict(),
+    )
+
+
+def _io_config(options: QuantizeOptions) -> IoConfig | None:
+    data = o.io_config(options.io_config)
+    return None if data is None else IoConfig.load(data)
 
 
 def _values(options: QuantizeOptions) -> Source:
     """The values of a source model, as encodings name them."""
-    exported = torch_source(_source(options))
+    exported = exported_source(_source(options))
     path = options.model if exported is None else exported.path
     return source_of(read_model(path, LoadOptions(signature=options.tflite_signature)).model)
 
@@ -241,6 +251,8 @@ def _from_source(options: QuantizeOptions, legal: Legal) -> Any:
 def _from_dlc(options: QuantizeOptions, legal: Legal) -> Any:
     """The graph of a float DLC, whoever made it."""
     del legal
+    if options.io_config is not None:
+        raise UsageError("an I/O config is for source models", where="--io-config", hint="give the source, not the DLC")
     model, stamp = dlc.read(options.model)
     graph = pick_graph(model, None, str(options.model))
     coded = [tensor.name for tensor in graph.tensors() if tensor.dtype.is_quantized]
@@ -265,14 +277,20 @@ def _from_dlc(options: QuantizeOptions, legal: Legal) -> Any:
 
 def _matched(options: QuantizeOptions, graph: Graph, names: dict[str, str], source: Source | None) -> Matched:
     """The encodings that were given and the tensors they are for; an error where one cannot be honoured."""
-    if options.encodings is None:
+    config = _io_config(options)
+    if options.encodings is None and config is None:
         return Matched(())
-    entries = encodings_file.read(options.encodings).entries
+    entries = [] if options.encodings is None else list(encodings_file.read(options.encodings).entries)
+    entries += own_entries(
+        SourceEncoding(name, dtype, (scale,), (-offset,), None, False)
+        for name, dtype, scale, offset in (config.encodings() if config is not None else ())
+    )
     matched = match(with_axes(entries, source) if source is not None else entries, graph, names, source)
-    faults = matched.faults(options.encodings.name)
+    where = options.encodings.name if options.encodings is not None else "--io-config"
+    faults = matched.faults(where)
     if faults and not options.allow_unhonoured:
         raise EncodingsError(
-            "encodings cannot be honoured", where=str(options.encodings), faults=faults,
+            "encodings cannot be honoured", where=where, faults=faults,
             hint="mend the file, or leave them out with --allow-unhonoured",
         )  # fmt: skip
     return matched

@@ -104,14 +104,15 @@ def verify_here(options: VerifyOptions, given: Samples | None = None) -> tuple[V
     from npukit.analysis import verify as analysis
     from npukit.analysis.preprocess import recorded
     from npukit.analysis.reference import check_rewritten
-    from npukit.frontends.pytorch import as_onnx
     from npukit.frontends.tflite.load import DYNAMIC_RANGE
     from npukit.runtime.session import file_kind
+    from npukit.verbs.source import exported_reference
 
     assert options.against is not None
     with contextlib.ExitStack() as stack:
         model = _model(options, stack)
-        made = as_onnx(options.against, shapes=_shapes(model)) if model.stamp is not None else as_onnx(options.against)
+        shapes, options_then = (_shapes(model), model.stamp.options) if model.stamp is not None else (None, {})
+        made = exported_reference(options.against, shapes, options_then)
         if made is not None:
             options = replace(options, against=made.path)
         assert options.against is not None
