@@ -18,7 +18,7 @@ import numpy as np
 import onnx_ir as ir
 
 from npukit.ascend.limits import DEFAULT_CANN, RULES, Cann, Limit, cann_version, limits, op_rows
-from npukit.ascend.rules import KINDS, Context
+from npukit.ascend.rules import FLOAT16_MAX, KINDS, MAX_ELEMENTS, PRODUCTS, Context, in_file, in_float16, integer_inputs
 from npukit.errors import UsageError
 from npukit.frontends.onnx.expand_functions import has_body
 from npukit.frontends.onnx.fold_constants import fold_node
@@ -26,7 +26,7 @@ from npukit.frontends.onnx.freeze_inputs import freeze_inputs
 from npukit.frontends.onnx.infer_shapes import InferenceFailed, infer_node
 from npukit.frontends.onnx.options import LoadOptions
 from npukit.frontends.onnx.prepare_graph import prepare_graph
-from npukit.frontends.onnx.ranges import Ranges, implied_range
+from npukit.frontends.onnx.ranges import Ranges
 from npukit.frontends.onnx.read_model import Source, read_model
 from npukit.frontends.onnx.rewrite import (
     TENSORS,
@@ -40,12 +40,8 @@ from npukit.frontends.onnx.rewrite import (
 if TYPE_CHECKING:
     from npukit.frontends.onnx.rewrite import Array
 
-FLOAT16_MAX = 65504.0
 _LARGEST_SQUARED = 255.0  # 256 squared is beyond float16
 MAX_FILE_BYTES = 2_147_483_647
-_MAX_ELEMENTS = 1 << 24  # constants above this are weights: not read for their largest element
-# What inputs of integers are taken to hold where the graph does not say: ids, positions, masks, lengths.
-INPUT_INTEGERS = (-(2**24), 2**24)
 
 # dtypes that the ONNX parser of atc reads (GE parser/onnx/onnx_util.cc)
 _PARSED = frozenset(
@@ -55,7 +51,6 @@ _PARSED = frozenset(
         *("string", "bool", "complex64", "complex128"),
     )
 )
-_PRODUCTS = frozenset({"MatMul", "Gemm", "Conv", "ConvTranspose"})
 # ops whose result has a size that depends on values
 _DATA_DEPENDENT = frozenset({"NonZero", "Unique", "NonMaxSuppression", "Compress"})
 
@@ -134,15 +129,6 @@ def check_model(model: ir.Model, cann: Cann, precision: str) -> Iterator[Problem
         yield from _dtypes(context, node)
     yield from _constants(model, precision)
     yield from _mode(model, precision)
-
-
-def integer_inputs(model: ir.Model) -> dict[str, tuple[float, float]]:
-    """What each integer input is taken to hold: what the graph implies, else `INPUT_INTEGERS`."""
-    found = {}
-    for value in model.graph.inputs:
-        if value.name and value.dtype in (ir.DataType.INT64, ir.DataType.INT32):
-            found[value.name] = implied_range(model, value.name) or INPUT_INTEGERS
-    return found
 
 
 def infer(model: ir.Model) -> None:
@@ -332,7 +318,7 @@ def _dtypes(context: Context, node: ir.Node) -> Iterator[Problem]:
         elif name == "bfloat16":
             what = f"tensor {value.name!r} is bfloat16, which this chip does not have"
             yield Problem("atc-dtype", what, place(node), "cast the model to float16", source="ON matmul/mat_mul_v3")
-    if context.precision == "origin" and is_ai_onnx(node, *_PRODUCTS) and "float32" in names:
+    if context.precision == "origin" and is_ai_onnx(node, *PRODUCTS) and "float32" in names:
         what = "a float32 product: mode origin finds no kernel for it but, perhaps, that of the AI CPU"
         hint = "hold its operands in float16, or use mode fp16"
         yield Problem("atc-dtype", what, place(node), hint, "cast_products", "ON matmul/mat_mul_v3")
@@ -380,23 +366,16 @@ def is_scaled(value: ir.Value) -> bool:
     return scale is division.inputs[0]
 
 
-def in_float16(value: ir.Value, precision: str) -> bool:
-    """Whether a vector op computes this value in float16."""
-    if value.dtype == ir.DataType.FLOAT16:
-        return True
-    return value.dtype == ir.DataType.FLOAT and precision in ("fp16", "mixed_float16")
-
-
 def _constants(model: ir.Model, precision: str) -> Iterator[Problem]:
     seen = set()
     for node in model.graph.all_nodes():
         if is_ai_onnx(node, "Constant", "Cast"):
             continue  # a constant is named where it is used, one that is cast by what it becomes
         for value in node.inputs:
-            if value is None or value in seen or value.const_value is None or not float_dtype(value):
+            if value is None or value in seen or value.const_value is None or not in_file(value):
                 continue
             seen.add(value)
-            if in_float16(value, precision) and value.const_value.size <= _MAX_ELEMENTS:
+            if float_dtype(value) and in_float16(value, precision) and value.const_value.size <= MAX_ELEMENTS:
                 beyond = beyond_float16(constant(value))
                 if beyond:
                     becomes = FLOAT16_MAX if beyond > 0 else -FLOAT16_MAX
@@ -424,4 +403,4 @@ def _mode(model: ir.Model, precision: str) -> Iterator[Problem]:
         )
 
 
-__all__ = ["FLOAT16_MAX", "Problem", "check", "check_model", "infer", "integer_inputs", "place"]
+__all__ = ["Problem", "check", "check_model", "infer", "place"]

@@ -13,8 +13,16 @@ import numpy as np
 import onnx_ir as ir
 
 from npukit.ascend.limits import Limit
-from npukit.frontends.onnx.ranges import Ranges
+from npukit.frontends.onnx.ranges import Ranges, implied_range
 from npukit.frontends.onnx.rewrite import attribute, constant, input_at, ints, rank_of, schema_of, shape_of, version_of
+
+FLOAT16_MAX = 65504.0
+# what the matrix unit computes, which has no float32
+PRODUCTS = frozenset({"MatMul", "Gemm", "Conv", "ConvTranspose"})
+# Constants with more elements are weights: not read for their largest one, and atc clips them by itself.
+MAX_ELEMENTS = 1 << 24
+# What inputs of integers are taken to hold where the graph does not say: ids, positions, masks, lengths.
+INPUT_INTEGERS = (-(2**24), 2**24)
 
 # The names of the table. A FLOAT may count as float16: see `Context.dtype`.
 DTYPE_NAMES = {
@@ -40,10 +48,29 @@ class Context:
         """The name of the value's dtype; empty where it is not known."""
         return DTYPE_NAMES.get(value.dtype, "") if value.dtype is not None else ""
 
-    def takes(self, name: str, allowed: list[str]) -> bool:
-        """Whether a dtype is among the allowed; outside of mode `origin`, atc narrows float32 where only that fits."""
-        narrowed = name == "float32" and "float16" in allowed and self.precision != "origin"
-        return name in allowed or narrowed
+    def takes(self, node: ir.Node, name: str, allowed: list[str]) -> bool:
+        """Whether a dtype is among the allowed; outside of mode `origin`, atc narrows float32 where only that fits.
+
+        In mode `origin` products have a rule of their own, so that float32 is no finding twice.
+        """
+        narrowed = self.precision != "origin" or node.op_type in PRODUCTS
+        return name in allowed or (narrowed and name == "float32" and "float16" in allowed)
+
+
+def integer_inputs(model: ir.Model) -> dict[str, tuple[float, float]]:
+    """What each integer input is taken to hold: what the graph implies, else `INPUT_INTEGERS`."""
+    found = {}
+    for value in model.graph.inputs:
+        if value.name and value.dtype in (ir.DataType.INT64, ir.DataType.INT32):
+            found[value.name] = implied_range(model, value.name) or INPUT_INTEGERS
+    return found
+
+
+def in_float16(value: ir.Value, precision: str) -> bool:
+    """Whether a vector op computes this value in float16."""
+    if value.dtype == ir.DataType.FLOAT16:
+        return True
+    return value.dtype == ir.DataType.FLOAT and precision in ("fp16", "mixed_float16")
 
 
 Kind = Callable[[Context, ir.Node, Limit], str]
@@ -63,7 +90,7 @@ def dtype(context: Context, node: ir.Node, limit: Limit) -> str:
     beyond = [
         f"{place} is {name}"
         for place, value in _values(node, limit)
-        if (name := context.dtype(value)) and not context.takes(name, limit.allow)
+        if (name := context.dtype(value)) and not context.takes(node, name, limit.allow)
     ]
     return f"{', '.join(dict.fromkeys(beyond))} (documented: {', '.join(limit.allow)})" if beyond else ""
 
@@ -71,7 +98,7 @@ def dtype(context: Context, node: ir.Node, limit: Limit) -> str:
 def dtype_out(context: Context, node: ir.Node, limit: Limit) -> str:
     """Dtype of the output."""
     name = context.dtype(node.outputs[0])
-    if not name or context.takes(name, limit.allow):
+    if not name or context.takes(node, name, limit.allow):
         return ""
     return f"makes {name} (documented: {', '.join(limit.allow)})"
 
