@@ -144,7 +144,17 @@ class ImageSpec:
 
 
 def read_yaml(path: Path) -> Mapping[str, Any]:
-    """The top mapping of a YAML file; InputError for what is too large, unsound, no mapping or has a key twice."""
+    """The top mapping of a YAML file; InputError as `load_yaml`, and where there is none."""
+    data = load_yaml(path)
+    if not isinstance(data, Mapping):
+        raise InputError(
+            "a preprocessing spec is a list of KEY: VALUE", where=str(path), hint="resize: {size: [224, 224]}"
+        )
+    return data
+
+
+def load_yaml(path: Path) -> Any:
+    """What a YAML file holds; InputError for one that is too large, unsound, or has a key twice."""
     import yaml
 
     class Loader(yaml.SafeLoader):
@@ -160,17 +170,12 @@ def read_yaml(path: Path) -> Mapping[str, Any]:
     Loader.add_constructor("tag:yaml.org,2002:map", mapping)
     with files.os_errors(path, "read"):
         if path.stat().st_size > _MAX_SPEC:
-            raise InputError("the preprocessing spec is too large", where=str(path))
+            raise InputError(f"the file is larger than {_MAX_SPEC} bytes", where=str(path))
         text = path.read_bytes()
     try:
-        data = yaml.load(text, Loader)
+        return yaml.load(text, Loader)
     except (yaml.YAMLError, ValueError, RecursionError, TypeError) as error:
         raise InputError(f"not a sound YAML file: {error}", where=str(path)) from error
-    if not isinstance(data, Mapping):
-        raise InputError(
-            "a preprocessing spec is a list of KEY: VALUE", where=str(path), hint="resize: {size: [224, 224]}"
-        )
-    return data
 
 
 class _Bad(Exception):

@@ -69,6 +69,32 @@ def without_quantization(path: Path, options: LoadOptions, folder: Path) -> Path
     return _save_for_ort(model, newest_opset(), folder / "float.onnx")
 
 
+def customized(path: Path, options: LoadOptions, folder: Path) -> Path:
+    """The model at `path`, cut and shaped, with inputs and outputs as the I/O config of `options` says, in `folder`.
+
+    Raises:
+        NpukitError: the model cannot be read, or the config does not fit it.
+    """
+    import onnx_ir as ir
+
+    from npukit.frontends.onnx import load
+    from npukit.frontends.onnx.customize_io import FIRST_OPSET, customize_io
+    from npukit.frontends.onnx.cut_graph import cut_graph
+    from npukit.frontends.onnx.freeze_inputs import freeze_inputs
+    from npukit.frontends.onnx.read_model import read_model
+    from npukit.raising import newest_opset
+
+    assert options.io is not None
+    model = read_model(path, options).model
+    if model.opset_imports.get("", 1) < FIRST_OPSET:
+        return _save_for_ort(load(path, options).model, newest_opset(), folder / "customized.onnx")
+    cut_graph(model, options)
+    freeze_inputs(model, options)
+    customize_io(model, options.io)
+    ir.save(model, folder / "customized.onnx", external_data="customized.data")
+    return folder / "customized.onnx"
+
+
 def tflite_as_onnx(path: Path, shapes: Mapping[str, tuple[int, ...]], signature: str, folder: Path) -> Path:
     """The TensorFlow Lite file at `path` as npukit's front end reads it, in `folder`.
 

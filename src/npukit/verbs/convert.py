@@ -9,7 +9,6 @@ import os
 import re
 import shutil
 import sys
-import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,9 +21,10 @@ from npukit.analysis import DEFAULT_SEED, text
 from npukit.errors import InputError, UsageError
 from npukit.verbs import options as o
 from npukit.verbs.contract import contract_inputs, contract_outputs, source_stamp
-from npukit.verbs.io_config import IoTemplate, io_config
+from npukit.verbs.io_config import check_held, io_config, write_template
 from npukit.verbs.isolate import isolated
 from npukit.verbs.options import arg, opt, verb
+from npukit.verbs.reference import cut_source
 from npukit.verbs.source import exported_source
 
 if TYPE_CHECKING:
@@ -112,13 +112,18 @@ class ConvertOptions:
     )
     tensorflow_python: Path | None = opt(
         None, "Python with TensorFlow and tf2onnx [NPUKIT_TENSORFLOW_PYTHON, or this one].", "--tensorflow-python",
-        parse=Path, metavar="FILE",
+        parse=Path, metavar="FILE", hidden=True,
     )  # fmt: skip
     allow_pickle: bool = opt(False, "Read a PyTorch file also where that runs Python code in it.", "--allow-pickle")
     example_inputs: Any = opt(None, "Inputs that a torch.nn.Module is traced with.", python=True)
     dynamic_shapes: Any = opt(None, "As torch.export takes it.", python=True)
     dump_io_config: Path | None = opt(
-        None, "Only write an I/O config to fill in.", "--dump-io-config", parse=Path, metavar="FILE", hidden=True
+        None,
+        "Only check, and write an I/O config to fill in.",
+        "--dump-io-config",
+        parse=Path,
+        metavar="FILE",
+        hidden=True,
     )
     dry_run: bool = opt(False, "Only check that the model can be converted.", "--dry-run", hidden=True)
     verify: bool = opt(True, "Compare the result with the source.", "--verify/--no-verify", hidden=True)
@@ -234,7 +239,7 @@ class ConvertResult:
 
 
 @verb(ConvertOptions)
-def convert(options: ConvertOptions) -> ConvertResult | IoTemplate:
+def convert(options: ConvertOptions) -> ConvertResult:
     """Convert `model` to a DLC at `output` and verify it.
 
     In Python `model` may be a `torch.nn.Module`, with `example_inputs` (a tuple, or a dict by name), or an
@@ -265,14 +270,13 @@ def convert(options: ConvertOptions) -> ConvertResult | IoTemplate:
     )
     output = options.output or options.model.with_suffix(".dlc")
     with isolated(in_process=options.in_process, timeout=options.timeout) as call:
-        if options.dump_io_config is not None:
-            files.atomic_write_bytes(
-                options.dump_io_config, call("npukit.verbs.io_config:io_template", options).encode()
-            )
-            return IoTemplate(options.dump_io_config)
-        if options.dry_run:
+        if options.dry_run or options.dump_io_config is not None:
             converted = call("npukit.verbs.convert:_convert", options, None)
-            return ConvertResult(None, converted, skipped="dry run", targets=targets)
+            done = ["dry run"] if options.dry_run else []
+            if options.dump_io_config is not None:
+                write_template(options.dump_io_config, converted.stamp)
+                done.append(f"{options.dump_io_config} was written, to fill in for --io-config")
+            return ConvertResult(None, converted, skipped=", ".join(done), targets=targets)
         with replacing(output) as temp:
             converted = call("npukit.verbs.convert:_convert", options, temp)
             backend, skipped = _how_to_verify(options, converted)
@@ -453,7 +457,9 @@ def lower_source(
         io_layout=options.io_layout,
         integers=integers,
     )
-    return normalized, lower(normalized.model, targets, lower_options, validators), notes
+    lowered = lower(normalized.model, targets, lower_options, validators)
+    check_held(io_config(options), lowered.graph)
+    return normalized, lowered, notes
 
 
 def load_options(options: ConvertOptions) -> LoadOptions:
@@ -559,45 +565,3 @@ def _verify(options: ConvertOptions, path: Path, backend: str, name: str, conver
         soc = next((chip.soc_id for chip in chips if chip.backend == backend), None)
         found = first_divergence(_lowered.graph, source, sample, backend, soc, outcome.criteria)
         return replace(outcome, diverges=found)
-
-
-def cut_source(options: ConvertOptions, stamp: Stamp, stack: contextlib.ExitStack) -> Path:
-    """The model to compare with: the source, or a copy that is cut, shaped or without quantization as asked for."""
-    made = exported_source(options)
-    if made is not None:
-        options = replace(options, model=made.path)
-    if options.strip_quantization:
-        from npukit.analysis.reference import without_quantization
-
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="npukit-float-")))
-        return without_quantization(options.model, load_options(options), folder)
-    from npukit.frontends.onnx.read_model import is_tflite, read_model
-
-    cuts = tuple(name for name, value in options.inputs if not isinstance(value, Path))
-    if options.io_config is not None:
-        from npukit.analysis.reference import customized
-
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="npukit-io-")))
-        return customized(options.model, load_options(options), folder)
-    if not cuts:
-        if not options.input_shapes or is_tflite(options.model):  # LiteRT takes any size where the model does
-            return options.model
-        from npukit.analysis.reference import with_shapes
-
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="npukit-shapes-")))
-        return with_shapes(options.model, {io.name: io.shape for io in stamp.inputs}, folder)
-    import numpy as np
-    import onnx_ir as ir
-
-    from npukit.frontends.onnx import LoadOptions
-    from npukit.frontends.onnx.cut_graph import cut_graph
-
-    model = read_model(options.model, LoadOptions(signature=options.tflite_signature)).model
-    cut_graph(model, LoadOptions(inputs=cuts, outputs=options.outputs))
-    contract = {io.name: io for io in stamp.inputs}
-    for value in model.graph.inputs:
-        io = contract[value.name or ""]
-        value.dtype, value.shape = ir.DataType.from_numpy(np.dtype(io.dtype)), ir.Shape(io.shape)
-    folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="npukit-cut-")))
-    ir.save(model, folder / "cut.onnx", external_data="cut.data")
-    return folder / "cut.onnx"

@@ -267,6 +267,17 @@ def preprocessing(spec: Any) -> dict[str, Any] | None:
     return None if spec is None else Preprocessing.load(spec).to_dict()
 
 
+def io_config(config: Any) -> dict[str, Any] | None:
+    """An I/O config (a YAML file, its content, or an `IoConfig`) as plain data, checked; None stays None."""
+    from npukit.analysis.preprocess_spec import load_yaml
+    from npukit.frontends.onnx.io_config import IoConfig
+
+    if config is None or isinstance(config, IoConfig):
+        return None if config is None else config.to_dict()
+    named = str(config) if isinstance(config, str | Path) else ""
+    return IoConfig.load(load_yaml(Path(config)) if named else config, named).to_dict()
+
+
 def _pair(text: str, form: str) -> tuple[str, str]:
     # Tensor names may hold "=" only in theory; values never do, so the last one separates.
     name, equals, value = text.rpartition("=")

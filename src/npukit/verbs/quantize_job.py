@@ -49,8 +49,9 @@ from npukit.runtime.session import file_kind
 from npukit.targets import resolve
 from npukit.verbs import options as o
 from npukit.verbs.contract import SOURCE_DTYPES, contract_inputs, contract_outputs, io_tensor, source_stamp
-from npukit.verbs.convert import ConvertOptions, cut_source, lower_source, validator
+from npukit.verbs.convert import ConvertOptions, lower_source, validator
 from npukit.verbs.quantize import Port, Quantized, QuantizeOptions
+from npukit.verbs.reference import cut_source
 from npukit.verbs.source import exported_source, is_exported
 from npukit.verbs.verify import VerifyOptions, verify_here
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import onnx_ir as ir
 
+from npukit.frontends.onnx.io_config import IoConfig
 from npukit.frontends.onnx.strip_quantization import SourceEncoding
 
 
@@ -27,6 +28,7 @@ class LoadOptions:
         inputs: tensors at which the graph is cut to begin; empty for the model's own inputs.
         outputs: tensors at which the graph is cut to end; empty for the model's own outputs.
         signature: the entry point of a TensorFlow Lite file; empty for its only one.
+        io: how inputs and outputs shall differ from the source's.
         strip_quantization: take Q/DQ nodes and their like out, which leaves a float model.
 
     Inputs and tensors may be called by their names in the source or by those that they have in an artifact.
@@ -39,6 +41,7 @@ class LoadOptions:
     outputs: tuple[str, ...] = ()
     strip_quantization: bool = False
     signature: str = ""
+    io: IoConfig | None = None
 
 
 @dataclass

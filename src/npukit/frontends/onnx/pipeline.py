@@ -13,6 +13,7 @@ import onnx_ir as ir
 
 from npukit import plugins
 from npukit.errors import Fault, ModelError
+from npukit.frontends.onnx.customize_io import customize_io
 from npukit.frontends.onnx.cut_graph import cut_graph
 from npukit.frontends.onnx.expand_functions import expand_functions
 from npukit.frontends.onnx.freeze_inputs import freeze_inputs
@@ -54,6 +55,12 @@ def _strip(result: Normalized, options: LoadOptions) -> None:
         _specialize(result, options)
 
 
+def _customize(result: Normalized, options: LoadOptions) -> None:
+    if options.io is not None:
+        customize_io(result.model, options.io)
+        _specialize(result, options)
+
+
 def _simplify(result: Normalized, options: LoadOptions) -> None:
     simplify_ops(result.model)
     drop_dead(result.model.graph)
@@ -78,6 +85,7 @@ PIPELINE: tuple[tuple[str, Pass, str], ...] = (
     ("freeze", lambda r, o: freeze_inputs(r.model, o), "before specialize: inference starts from static inputs"),
     ("specialize", _specialize, "upgrade, inference, folding and control flow in one walk: each needs the others"),
     ("strip", _strip, "after specialize: old and combined forms of quantization have become few; specializes again"),
+    ("customize", _customize, "after strip: Q and DQ that it adds are not the source's; before simplify cleans up"),
     ("simplify", _simplify, "after specialize: whether a node does nothing shows in shapes and constants"),
     ("recognize", _recognize, "after simplify: no cast, identity or folded constant stands inside a pattern any more"),
     ("finish", _finish, "last: checks what every reader relies on"),

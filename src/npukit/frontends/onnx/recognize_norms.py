@@ -8,6 +8,7 @@ directions. Whatever does not fit exactly is left alone.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -92,13 +93,15 @@ def _find(root: ir.Node) -> _Norm | None:
     add = _made_by(root.inputs[0], "Add")
     if add is None or _only_user(add.outputs[0]) is not root:
         return None
-    mean = next((m for m in (_made_by(v, "ReduceMean") for v in add.inputs) if m is not None), None)
-    if mean is None or _only_user(mean.outputs[0]) is not add:
+    means = next((m for m in (_mean(v) for v in add.inputs) if m), [])
+    if not means or _only_user(means[0].outputs[0]) is not add:
         return None
-    epsilon = _number(_other(add, mean.outputs[0]))
-    square = _made_by(mean.inputs[0], "Pow", "Mul")
-    axis = _trailing_axis(mean)
-    if epsilon is None or epsilon < 0 or square is None or axis is None or _only_user(square.outputs[0]) is not mean:
+    epsilon = _number(_other(add, means[0].outputs[0]))
+    square = _made_by(means[-1].inputs[0], "Pow", "Mul")
+    axis = _trailing_axis(means[-1])
+    if epsilon is None or epsilon < 0 or square is None or axis is None:
+        return None
+    if _only_user(square.outputs[0]) is not means[-1]:
         return None
     if square.op_type == "Pow" and _number(square.inputs[1]) != 2.0:
         return None
@@ -107,7 +110,7 @@ def _find(root: ir.Node) -> _Norm | None:
     x = square.inputs[0]
     if x is None:
         return None
-    nodes = [square, mean, add, root]
+    nodes = [square, *means, add, root]
     final = _division(root, x, power, nodes)
     if final is None:
         return None
@@ -116,6 +119,30 @@ def _find(root: ir.Node) -> _Norm | None:
     if not norm.centred and float_dtype(x):
         _absorb_casts(norm)
     return norm
+
+
+def _mean(value: ir.Value | None) -> list[ir.Node]:
+    """The nodes that make `value` a mean, the reduction last; none where it is none.
+
+    ReduceMean, or ReduceSum divided by the number of elements (or times one over it).
+    """
+    mean = _made_by(value, "ReduceMean")
+    if mean is not None:
+        return [mean]
+    scaled = _made_by(value, "Div", "Mul")
+    if scaled is None:
+        return []
+    for total, factor in zip(scaled.inputs, scaled.inputs[::-1], strict=True):
+        number, reduction = _number(factor), _made_by(total, "ReduceSum")
+        if number is None or reduction is None or _only_user(reduction.outputs[0]) is not scaled:
+            continue
+        axis, shape = _trailing_axis(reduction), shape_of(reduction.inputs[0])
+        if axis is None or shape is None or (scaled.op_type == "Div" and total is not scaled.inputs[0]):
+            continue
+        size = math.prod(shape[axis:])
+        if math.isclose(number if scaled.op_type == "Div" else 1 / (number or math.inf), size, rel_tol=1e-6):
+            return [scaled, reduction]
+    return []
 
 
 def _trailing_axis(mean: ir.Node) -> int | None:
@@ -134,12 +161,12 @@ def _same(a: ir.Value | None, b: ir.Value | None) -> bool:
     first, second = _made_by(a, "Sub"), _made_by(b, "Sub")
     if first is None or second is None or first.inputs[0] is not second.inputs[0]:
         return False
-    means = _made_by(first.inputs[1], "ReduceMean"), _made_by(second.inputs[1], "ReduceMean")
     if first.inputs[1] is second.inputs[1]:
         return True
-    if means[0] is None or means[1] is None or means[0].inputs[0] is not means[1].inputs[0]:
+    means = _mean(first.inputs[1]), _mean(second.inputs[1])
+    if not means[0] or not means[1] or means[0][-1].inputs[0] is not means[1][-1].inputs[0]:
         return False
-    return _trailing_axis(means[0]) is not None and _trailing_axis(means[0]) == _trailing_axis(means[1])
+    return _trailing_axis(means[0][-1]) is not None and _trailing_axis(means[0][-1]) == _trailing_axis(means[1][-1])
 
 
 def _division(root: ir.Node, x: ir.Value, power: float, nodes: list[ir.Node]) -> ir.Node | None:
@@ -175,8 +202,8 @@ def _division(root: ir.Node, x: ir.Value, power: float, nodes: list[ir.Node]) ->
 def _centre(norm: _Norm, square: ir.Node, final: ir.Node) -> None:
     """When x is itself x0 - mean(x0) over the same axes, this is layer normalization of x0."""
     sub = _made_by(norm.x, "Sub")
-    mean = None if sub is None else _made_by(sub.inputs[1], "ReduceMean")
-    if sub is None or mean is None or mean.inputs[0] is not sub.inputs[0] or _trailing_axis(mean) != norm.axis:
+    means = [] if sub is None else _mean(sub.inputs[1])
+    if sub is None or not means or means[-1].inputs[0] is not sub.inputs[0] or _trailing_axis(means[-1]) != norm.axis:
         return
     allowed = {square, final}
     used = next((v for v in final.inputs if _same(v, norm.x)), None)
@@ -185,7 +212,7 @@ def _centre(norm: _Norm, square: ir.Node, final: ir.Node) -> None:
             return
     if sub.inputs[0] is None or shape_of(sub.outputs[0]) != shape_of(sub.inputs[0]):
         return
-    norm.nodes += [sub, mean]
+    norm.nodes += [sub, *means]
     norm.x, norm.centred = sub.inputs[0], True
 
 
