@@ -120,7 +120,9 @@ def _weighted(values: Array, taps: npt.NDArray[np.int64], weights: npt.NDArray[n
 def _lanczos3(size: int, to: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
     """For each of `to` target pixels the source pixels int64 [to, taps] and their weights float32, which sum up to 1.
 
-    The kernel is 3 sin(pi x) sin(pi x / 3) / (pi x)^2 for |x| below 3, widened by the factor of shrinking.
+    The kernel is 3 sin(pi x) sin(pi x / 3) / (pi x)^2 for |x| up to 3, widened where the image shrinks. The order of
+    the float32 operations is TensorFlow's: in smooth pictures many sums lie in the middle between two counts, and the
+    last bits of the weights decide.
     """
     f32 = np.float32
     scale = f32(size) / f32(to)
@@ -131,11 +133,17 @@ def _lanczos3(size: int, to: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np
     taps = first[:, None] + np.arange(int((last - first).max()) + 1)
     x = np.abs((taps.astype(np.float32) + f32(0.5) - centre[:, None]) * (f32(1) / wide))
     angle = f32(np.pi) * x
-    with np.errstate(invalid="ignore", divide="ignore"):
-        kernel = f32(3) * np.sin(angle) * np.sin(angle / f32(3)) / (angle * angle)
-    kernel = np.where(x <= f32(1e-3), f32(1), np.where((x > f32(3)) | (taps > last[:, None]), f32(0), kernel))
-    weights = kernel / kernel.sum(axis=1, keepdims=True, dtype=np.float32)
-    return np.minimum(taps, size - 1), weights.astype(np.float32)
+    with np.errstate(invalid="ignore"):  # 0 / 0 at the centre
+        kernel = f32(3) * _sine(angle) * _sine(angle / f32(3)) / (f32(np.pi) * f32(np.pi) * x * x)
+    kernel[x <= f32(1e-3)] = 1
+    kernel[(x > f32(3)) | (taps > last[:, None])] = 0
+    weights = kernel * (f32(1) / kernel.cumsum(axis=1)[:, -1:])  # summed one by one
+    return np.minimum(taps, size - 1), weights
+
+
+def _sine(angle: Array) -> npt.NDArray[np.float32]:
+    """In float64, rounded once: numpy's sines of float32 differ in the last bit from processor to processor."""
+    return np.sin(angle.astype(np.float64)).astype(np.float32)
 
 
 def center_crop(image: Pixels, area: float) -> Pixels:
@@ -216,6 +224,8 @@ def _jpeg_step(step: Step) -> Callable[[Array], Array]:
 
 def _lanczos_step(step: Step) -> Callable[[Array], Array]:
     height, width = int(step["height"]), int(step["width"])
+    if not (0 < height <= _LONGEST and 0 < width <= _LONGEST):
+        raise ValueError(f"{height} x {width} is no size")
     return lambda image: lanczos3_resize(pixels(image), height, width)
 
 
@@ -228,7 +238,9 @@ def _crop_step(step: Step) -> Callable[[Array], Array]:
 
 def _stack_step(step: Step) -> Callable[[Array], Array]:
     parts = list(step["parts"])
-    stack_normalized(np.zeros((1, 3, 1, 1), np.float32), parts)  # what is wrong with them shows now
+    numbers = [_channels(part[name]) for part in parts for name in ("mean", "std")]
+    if not numbers or not all(np.isfinite(array).all() for array in numbers) or not all(map(np.all, numbers[1::2])):
+        raise ValueError("finite means and deviations of three channels are needed, the latter not 0")
     return lambda image: stack_normalized(image, parts)
 
 

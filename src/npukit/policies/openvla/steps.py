@@ -33,17 +33,20 @@ def steps(config: Mapping[str, Any]) -> tuple[dict[str, Any], ...]:
     """
     edge = int(config["image_size"])
     found: list[dict[str, Any]] = [
-        {
-            "step": "prompt", "template": config.get("prompt") or prompt.TEMPLATE, "lower": True,
-            "max_length": config["prompt_length"], "pad_id": config["pad_id"], "bos_id": config["bos_id"],
-            "end_id": prompt.END,
-        },
         {"step": "jpeg_round_trip", **image.JPEG},
         {"step": "lanczos3_resize", "height": edge, "width": edge},
     ]  # fmt: skip
     if config.get("center_crop", True):
         found.append({"step": "center_crop", "area": CROP})
-    found += [{"step": "batch"}, {"step": "stack_normalized", "parts": list(config["image_channels"])}]
+    found += [
+        {"step": "batch"},
+        {
+            "step": "prompt", "template": config.get("prompt") or prompt.TEMPLATE, "lower": True,
+            "max_length": config["prompt_length"], "pad_id": config["pad_id"], "bos_id": config["bos_id"],
+            "end_id": prompt.END,
+        },
+        {"step": "stack_normalized", "parts": list(config["image_channels"])},
+    ]  # fmt: skip
     return tuple(found)
 
 
