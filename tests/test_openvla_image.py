@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: npukit contributors
 # SPDX-License-Identifier: Apache-2.0
-"""OpenVLA's image path against TensorFlow 2.21 on 50 pictures (tools/openvla_image_reference.py), and what it refuses."""
+"""OpenVLA's image path against TensorFlow 2.21 on 50 pictures; tools/openvla_image_reference.py made the reference."""
 
 from __future__ import annotations
 
