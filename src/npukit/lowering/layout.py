@@ -35,24 +35,51 @@ def clean(graph: Graph, *, nhwc_io: bool, emitter: Emitter | None = None) -> Gra
     ):
         pass
     if emitter is not None and "fully_connected_between_reshapes_fails" in emitter.quirks:
-        _read_unflattened(graph)
+        _convolve(graph)
     return graph
 
 
-def _read_unflattened(graph: Graph) -> None:
-    """Reshape -> FullyConnected -> Reshape back to the first shape: FullyConnected flattens its input by itself."""
+def _convolve(graph: Graph) -> None:
+    """Reshape -> FullyConnected -> Reshape back to the first shape, of floats: a convolution of 1 by 1 instead.
+
+    FullyConnected could flatten its input by itself, but HTP computes that wrongly once it is quantized.
+    """
     makers = {id(tensor): op for op in graph.ops for tensor in op.outputs}
+    readers = _readers(graph)
     for behind in graph.ops:
         product = makers.get(id(behind.inputs[0])) if behind.type == "Reshape" else None
         if product is None or product.type != "FullyConnected":
             continue
-        before = makers.get(id(product.inputs[0]))
+        flat, weight, bias = product.inputs
+        before = makers.get(id(flat))
         source = before.inputs[0] if before is not None and before.type == "Reshape" else None
-        if source is None or source.shape[-1] == product.inputs[1].shape[-1]:  # type: ignore[union-attr]
+        if flat is None or weight is None or weight.data is None or weight.encoding is not None or source is None:
             continue
-        if _unpadded(source.shape) == _unpadded(behind.outputs[0].shape):
-            product.inputs[0] = source
+        if source.shape[-1] == weight.shape[1] or _unpadded(source.shape) != _unpadded(behind.outputs[0].shape):
+            continue
+        made = product.outputs[0]
+        if len(readers[id(made)]) > 1 or made in graph.outputs:
+            continue
+        (rows, inputs), outputs = flat.shape, weight.shape[0]
+        kernel = replace(
+            weight, name=_free(graph, f"{weight.name}_kernel"), shape=(1, 1, inputs, outputs), held=None,
+            data=weight.data.T.reshape(1, 1, inputs, outputs),
+        )  # fmt: skip
+        pixels = Tensor(_free(graph, f"{flat.name}_pixels"), flat.dtype, (1, 1, rows, inputs))
+        made.shape, made.held = (1, 1, rows, outputs), None
+        turn = Op(_free(graph, f"{product.name}_pixels"), "Reshape", [source], [pixels], origin=product.origin)
+        graph.ops.insert(graph.ops.index(product), turn)
+        product.type, product.inputs = "Conv2d", [pixels, kernel, bias]
+        product.params = dict(_PLAIN_CONVOLUTION)
     _drop_dead(graph)
+
+
+_PLAIN_CONVOLUTION = {
+    "stride": Param(DType.UINT_32, np.ones(2, np.uint32)),
+    "pad_amount": Param(DType.UINT_32, np.zeros((2, 2), np.uint32)),
+    "dilation": Param(DType.UINT_32, np.ones(2, np.uint32)),
+    "group": Param(DType.UINT_32, 1),
+}
 
 
 def _unpadded(shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -124,8 +151,9 @@ def _fold_bias(graph: Graph) -> bool:
 
 
 def _free(graph: Graph, name: str) -> str:
-    """`name`, or with a number behind it where a tensor has it already: constants may serve several ops."""
+    """`name`, or with a number behind it where a tensor or op has it already: constants may serve several ops."""
     taken = {tensor.name for op in graph.ops for tensor in (*op.inputs, *op.outputs) if tensor is not None}
+    taken |= {op.name for op in graph.ops}
     number = 1
     while name in taken:
         name, number = f"{name}_{number}", number + 1
