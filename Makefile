@@ -16,7 +16,7 @@ BINDING_TESTS := tests/test_qnn_api_native.py tests/test_capture.py tests/test_a
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup demo check lint unit test test-all conformance networks networks-pytorch networks-tensorflow env-openpi env-tensorflow train bench bench-serving bench-sentences bench-quantization bench-smolvla soak fuzz sbom wheel docs-api clean
+.PHONY: help setup demo check lint unit test test-all conformance networks networks-pytorch networks-tensorflow env-openpi env-tensorflow train bench bench-serving bench-sentences bench-quantization bench-smolvla bench-closed-loop soak fuzz sbom wheel docs-api clean
 .DELETE_ON_ERROR:
 
 help:
@@ -35,6 +35,7 @@ help:
 	@echo "make bench-serving  the policy server under load: latency, throughput, what it adds to the inference"
 	@echo "make env-openpi   the environment of openpi's client, which the server is tested with"
 	@echo "make bench-smolvla  a full-size SmolVLA beside PyTorch; writes docs/results/smolvla.md (half an hour, 8 GB)"
+	@echo "make bench-closed-loop  the small policy's success on every backend; writes docs/results/closed-loop.md (1 hour)"
 	@echo "make soak         10,000 runs, 1,000 sessions, 4 threads: nothing grows, nothing is mixed up"
 	@echo "make fuzz         mutated model files against every loader"
 	@echo "make docs-api     writes docs/api.md from the docstrings"
@@ -122,6 +123,10 @@ bench-serving: $(READY)
 
 bench-sentences: $(READY)
 	$(BIN)/python -m benchmarks.sentences --folder results/sentences --markdown docs/results/sentence-encoder.md
+
+# Needs the extras of `make train`; the episodes on QNN CPU take half an hour.
+bench-closed-loop: $(TORCH)
+	$(BIN)/python -m benchmarks.closed_loop --markdown docs/results/closed-loop.md
 
 bench-smolvla: $(TORCH)
 	@mkdir -p results
