@@ -88,13 +88,14 @@ _USAGE = re.compile(r"\s*(?:ERROR: (.*)|(Non-option parameter: .*))")
 # How texts name what they are about, most certain first.
 _PLACES = (
     (re.compile(r"op(?:erator)? ?\[(?:name ?[,=] ?)?([^\s,\]\[]+)", re.IGNORECASE), "node {}"),
-    (re.compile(r"(?:IR for|for) Op:? ?\[?([^\s,\]\[]+)"), "node {}"),
+    (re.compile(r"(?:for|compile) Op:? ?\[?([^\s,\]\[]+)"), "node {}"),
     (re.compile(r"found for \[([^\s,\]]+)\]"), "node {}"),
     (re.compile(r"^Operator (\S+) already"), "node {}"),
     (re.compile(r"[Ff]ind node (\S+) specified"), "node {}"),
     (re.compile(r"Op name (\S+) specified"), "name {}"),
     (re.compile(r"Input [Oo]p (\S+) specified"), "name {}"),
     (re.compile(r"optype:? \[?([^\s,\]\[]+?)[.\]]*(?:\s|$)", re.IGNORECASE), "operator {}"),
+    (re.compile(r"Python module (\S+)"), "Python module {}"),
     (re.compile(r"(--[a-z]\w+)"), "{}"),
     (re.compile(r"(?:[Ff]ile|[Pp]ath|from) (/\S+?)\.?(?:\s|$)"), "{}"),
 )
@@ -123,7 +124,7 @@ class Message:
         """The node, operator type, option or file that the text names; empty if none."""
         for pattern, form in _PLACES:
             if match := pattern.search(self.text):
-                return form.format(match[1])
+                return form.format(match[1].rstrip("."))
         return ""
 
     def fault(self) -> Fault:

@@ -40,7 +40,7 @@ VERBS: Table = {
     "convert": ("npukit.verbs.convert", "ConvertOptions", "convert", "Convert a model to a DLC and verify it."),
     "quantize": ("npukit.verbs.quantize", "QuantizeOptions", "quantize", "Quantize a model with calibration data."),
     "lint": ("npukit.verbs.lint", "LintOptions", "lint", "Show what stands in the way of a conversion."),
-    "compile": ("npukit.verbs.compile", "CompileOptions", "compile", "Compile a DLC to a context binary for a chip."),
+    "compile": ("npukit.verbs.compile", "CompileOptions", "compile", "Compile a model for a chip."),
     "run": ("npukit.verbs.run", "RunOptions", "run", "Run a model on inputs and save its outputs."),
     "verify": ("npukit.verbs.verify", "VerifyOptions", "verify", "Compare a model's outputs with a reference's."),
     "bench": ("npukit.verbs.bench", "BenchOptions", "bench", "Measure how long models take to load and to run."),
