@@ -34,16 +34,20 @@ def cut_graph(model: ir.Model, options: LoadOptions) -> list[str]:
     values = {v.name: v for v in graph.inputs if v.name}
     for node in graph:
         values.update({v.name: v for v in node.outputs if v.name})
-    wanted_inputs = [source_name(name, values) for name in options.inputs]
-    wanted_outputs = [source_name(name, values) for name in options.outputs]
+    wanted_inputs = list(dict.fromkeys(source_name(name, values) for name in options.inputs))
+    wanted_outputs = list(dict.fromkeys(source_name(name, values) for name in options.outputs))
     faults = [
         Fault("there is no such tensor", f"{option} {name}", nearest(name, values))
         for option, names in (("--input", wanted_inputs), ("--output", wanted_outputs))
         for name in names
         if name not in values
     ]
+    begin = {v.name for v in graph.inputs} | set(wanted_inputs)
+    faults += [
+        Fault("is an input: nothing is computed there", f"--output {name}") for name in wanted_outputs if name in begin
+    ]
     if faults:
-        raise ModelError("the cut names unknown tensors", faults=faults)
+        raise ModelError("the graph cannot be cut there", faults=faults)
     before = [v.name or "" for v in graph.inputs]
     if options.outputs:
         graph.outputs[:] = [values[n] for n in wanted_outputs]
