@@ -85,6 +85,9 @@ def needs(subject: Subject) -> str:
     """What the device needs to load the file, as far as the file says; empty for an ONNX model."""
     if subject.kind == "onnx":
         return ""
+    if subject.kind == "om":
+        chip = subject.facts.get("SoC") or (subject.stamp.options.get("soc_version") if subject.stamp else "")
+        return f"needs {chip}, and the CANN that compiled it or a newer one" if chip else ""
     version = subject.stamp.needs_qairt if subject.stamp is not None else ""
     build = str(subject.facts.get("QAIRT build", ""))
     if not version and build:
@@ -213,7 +216,9 @@ def _stamp_lines(stamp: dict[str, Any] | None, kind: str) -> list[str]:
         return ["no stamp: npukit did not make it; its inputs and outputs are its native tensors"]
     source = f"{stamp['source_name']} (sha256 {stamp['source_sha256'][:16]}...)" if stamp["source_sha256"] else ""
     seed = f", seed {stamp['seed']}" if stamp["seed"] is not None else ""
-    made = f"npukit {stamp['npukit_version']}, QAIRT {stamp['qairt_build']}, QNN API {stamp['core_api_version']}"
+    made = f"npukit {stamp['npukit_version']}"
+    if kind != "om":
+        made += f", QAIRT {stamp['qairt_build']}, QNN API {stamp['core_api_version']}"
     pairs = [
         ("made by", made),
         ("source", source),

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 Array = npt.NDArray[np.generic]
 
-KINDS = {"onnx": "ONNX model", "dlc": "DLC", "context": "HTP context binary"}
+KINDS = {"onnx": "ONNX model", "dlc": "DLC", "context": "HTP context binary", "om": "Ascend OM model"}
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ class Subject:
 
     Attributes:
         path: the file.
-        kind: "onnx", "dlc" or "context".
+        kind: "onnx", "dlc", "context" or "om".
         size: bytes of the file.
         sha256: of the file.
         graphs: what it holds.
@@ -317,7 +317,32 @@ def _without_library(path: Path, kind: str) -> Subject:
     return Subject(path, kind, size, "", [], facts, info.stamp, [(entry.name, entry.size) for entry in info.members])
 
 
-_READERS: dict[str, Callable[[Path], Subject]] = {"onnx": _read_onnx, "dlc": _read_dlc, "context": _read_context}
+def _read_om(path: Path) -> Subject:
+    from npukit.artifacts import context
+    from npukit.ascend import om
+
+    file = om.read(path)
+    facts = {
+        "model": file.name,
+        "format": file.version,
+        "type": file.kind,
+        "shapes": "open at run time" if file.dynamic else None,
+        "models": file.models if file.models > 1 else None,
+        "platform": file.platform,
+        "encrypted": "yes" if file.encrypted else None,
+        **file.noted,
+    }
+    parts = [(part.kind, part.size) for part in file.partitions]
+    unread = "its inputs and outputs are known to the device alone: npukit run FILE --random 1 (backend acl)"
+    return Subject(path, "om", file.size, "", [], facts, context.read_sidecar(path), parts, unread)
+
+
+_READERS: dict[str, Callable[[Path], Subject]] = {
+    "onnx": _read_onnx,
+    "dlc": _read_dlc,
+    "context": _read_context,
+    "om": _read_om,
+}
 
 
 def digest(array: Array, *, sort: bool = False) -> str:

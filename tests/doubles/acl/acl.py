@@ -17,12 +17,10 @@ from __future__ import annotations
 import atexit
 import collections
 import ctypes
-import io
 import itertools
 import json
 import os
 import struct
-import sys
 import threading
 from pathlib import Path
 from types import SimpleNamespace
@@ -243,7 +241,7 @@ class _Model:
         self.results = self._shapes(self.gear)
         self.outputs = [
             (self._name("output_names", i, v.name), result.dtype.name, list(result.shape))
-            for i, (v, result) in enumerate(zip(proto.graph.output, self.results))
+            for i, (v, result) in enumerate(zip(proto.graph.output, self.results, strict=False))
         ]
 
     def _name(self, key, i, name):
@@ -270,13 +268,19 @@ class _Model:
         return sorted(gears, key=lambda gear: sum(int(np.prod(dims)) for dims in gear))
 
     def _shapes(self, gear):
-        zeros = {name: np.zeros(dims, dtype) for name, (_, dtype, _), dims in zip(self.feeds, self.inputs, gear)}
+        zeros = {
+            name: np.zeros(dims, dtype)
+            for name, (_, dtype, _), dims in zip(self.feeds, self.inputs, gear, strict=False)
+        }
         return self.evaluator.run(None, zeros)
 
     def takes(self):
         """Inputs as the device has them: sizes of the largest gear, and the gear input last."""
         largest = self.gears[-1] if self.gears else self.gear
-        rows = [(n, t, d, int(np.prod(big)) * np.dtype(t).itemsize) for (n, t, d), big in zip(self.inputs, largest)]
+        rows = [
+            (n, t, d, int(np.prod(big)) * np.dtype(t).itemsize)
+            for (n, t, d), big in zip(self.inputs, largest, strict=False)
+        ]
         return [*rows, (GEAR_INPUT, "int32", [8], 32)] if self.gears else rows
 
     def gives(self):
@@ -433,17 +437,22 @@ def set_input_dynamic_dims(number, dataset, index, dims):
     _select(number, dataset, index, lambda gear: [d for one in gear for d in one] == row)
 
 
+def _open_extents(gear, inputs):
+    """What a gear puts in place of -1, for each input that has one."""
+    rows = [
+        [g for g, d in zip(one, dims, strict=True) if d < 0] for one, (_, _, dims) in zip(gear, inputs, strict=True)
+    ]
+    return [row for row in rows if row]
+
+
 def set_dynamic_batch_size(number, dataset, index, size):
     inputs = _model(number).inputs
-    _select(number, dataset, index, lambda gear: all(
-        g == size for one, (_, _, dims) in zip(gear, inputs) for g, d in zip(one, dims) if d < 0))  # fmt: skip
+    _select(number, dataset, index, lambda gear: all(row == [size] for row in _open_extents(gear, inputs)))
 
 
 def set_dynamic_hw_size(number, dataset, index, height, width):
     inputs = _model(number).inputs
-    _select(number, dataset, index, lambda gear: all(
-        [g for g, d in zip(one, dims) if d < 0] in ([], [height, width])
-        for one, (_, _, dims) in zip(gear, inputs)))  # fmt: skip
+    _select(number, dataset, index, lambda gear: all(row == [height, width] for row in _open_extents(gear, inputs)))
 
 
 # ---------------------------------------------------------------- datasets, execution
@@ -478,7 +487,7 @@ def _buffers(dataset, rows, situation):
     if len(handles) != len(rows):
         raise _Refused(situation)
     found = []
-    for handle, row in zip(handles, rows):
+    for handle, row in zip(handles, rows, strict=False):
         address, size = _held(_s.buffers, handle)
         if size != row[3]:
             raise _Refused(situation)
@@ -491,12 +500,12 @@ def execute(number, given, made):
     feeds = {}
     pieces = _buffers(given, model.takes(), "input does not match")
     targets = _buffers(made, model.gives(), "output does not match")
-    for name, (_, dtype, _), dims, (block, at) in zip(model.feeds, model.inputs, model.gear, pieces):
+    for name, (_, dtype, _), dims, (block, at) in zip(model.feeds, model.inputs, model.gear, pieces, strict=False):
         count = int(np.prod(dims))
         feeds[name] = np.frombuffer(bytes(block[at:]), dtype, count).reshape(dims)
     with np.errstate(all="ignore"):
         model.results = model.evaluator.run(None, feeds)
-    for (block, at), result in zip(targets, model.results):
+    for (block, at), result in zip(targets, model.results, strict=False):
         data = np.ascontiguousarray(result).tobytes()
         block[at : at + len(data)] = data
 
@@ -509,7 +518,7 @@ def _check_types(name, kinds, args):
     least = 0 if "?" in kinds else len(wanted)
     if not least <= len(args) <= len(wanted):
         raise TypeError(f"acl.{name} takes {len(wanted)} arguments, got {len(args)}")
-    for kind, value in zip(wanted, args):
+    for kind, value in zip(wanted, args, strict=False):
         fits = {
             "i": type(value) is int,
             "s": type(value) is str,

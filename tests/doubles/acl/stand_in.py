@@ -18,12 +18,12 @@ from typing import Any
 HEADER = 256
 
 
-def header(length: int, name: str = "graph", **changes: int) -> bytes:
-    """A header for `length` bytes after it; `changes` are fields by name."""
+def header(following: int, name: str = "graph", **changes: int) -> bytes:
+    """A header for `following` bytes after it; `changes` are fields by name."""
     fields = {
         "magic": 0x444F4D49, "size": HEADER, "version": 0x20000000, "length": 0, "is_encrypt": 0, "is_checksum": 0,
         "modeltype": 0, "genmode": 0, "ops": 0, "om_ir_version": 0, "model_num": 1, "platform_type": 0,
-        "model_length": length, "need_check": 0, "is_unknow": 0, **changes,
+        "model_length": following, "need_check": 0, "is_unknow": 0, **changes,
     }  # fmt: skip
     raw = bytearray(HEADER)
     for offset, form, key in (
