@@ -71,6 +71,36 @@ def test_rms_normalization_must_not_fire(name: str, body: str, outputs: str) -> 
     assert "LayerNormalization" not in ops(result), name
 
 
+SUM = (
+    "e = Constant<value_float=0.001>() i = Constant<value_ints=[-1]>() c = Constant<value_float=COUNT>() "
+    "q = Mul(x, x) t = ReduceSum(q, i) m = MEAN a = Add(m, e) s = Sqrt(a) n = Div(x, s) y = Mul(n, w)"
+)
+
+
+@pytest.mark.parametrize(
+    ("mean", "count", "expected"),
+    [
+        ("Div(t, c)", "8.0", ["RMSNormalization"]),
+        ("Mul(t, c)", "0.125", ["RMSNormalization"]),
+        ("Mul(c, t)", "0.125", ["RMSNormalization"]),
+        ("Div(t, c)", "7.0", ["Mul", "ReduceSum", "Div", "Add", "Sqrt", "Div", "Mul"]),
+        ("Div(c, t)", "8.0", ["Mul", "ReduceSum", "Div", "Add", "Sqrt", "Div", "Mul"]),
+        ("Mul(t, c)", "8.0", ["Mul", "ReduceSum", "Mul", "Add", "Sqrt", "Div", "Mul"]),
+    ],
+)
+def test_rms_normalization_by_a_sum(mean: str, count: str, expected: list[str]) -> None:
+    assert ops(assert_same(model(SUM.replace("MEAN", mean).replace("COUNT", count)))) == expected
+
+
+def test_layer_normalization_by_sums() -> None:
+    body = (
+        "e = Constant<value_float=0.001>() i = Constant<value_ints=[-1]>() c = Constant<value_float=8.0>() "
+        "t0 = ReduceSum(x, i) m0 = Div(t0, c) d = Sub(x, m0) q = Mul(d, d) t = ReduceSum(q, i) m = Div(t, c) "
+        "a = Add(m, e) s = Sqrt(a) n = Div(d, s) z = Mul(n, w) y = Add(z, b)"
+    )
+    assert ops(assert_same(model(body))) == ["LayerNormalization"]
+
+
 def test_rms_normalization_in_float16_with_casts() -> None:
     body = (
         "xf = Cast<to=1>(x) q = Mul(xf, xf) m = ReduceMean<axes=[2]>(q) e = Constant<value_float=0.001>() "

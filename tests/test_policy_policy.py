@@ -231,9 +231,9 @@ def test_qnn_cpu(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 def test_kinds() -> None:
     assert kinds.kind("smolvla").runtime == "npukit.policies.smolvla.runtime:Runtime"
-    assert kinds.by_config_type("act").name == "act"
+    assert kinds.of_config({"type": "act"}).name == "act"
     with pytest.raises(npukit.NpukitError, match="policies of type 'pi0' are not supported"):
-        kinds.by_config_type("pi0")
+        kinds.of_config({"type": "pi0"})
     with pytest.raises(npukit.NpukitError, match="there is no kind of policy 'smolvls'(.|\n)*did you mean 'smolvla'"):
         kinds.kind("smolvls")
 

@@ -89,7 +89,7 @@ def tiny(**fields: Any) -> numbers.SmolVLAConfig:
 
 
 def test_the_kind_is_found_by_the_configs_type() -> None:
-    assert kinds.by_config_type("smolvla").export == "npukit.policies.smolvla.export:export_components"
+    assert kinds.of_config({"type": "smolvla"}).export == "npukit.policies.smolvla.export:export_components"
 
 
 def test_numbers_of_the_published_checkpoint_are_read_off_the_weights() -> None:

@@ -19,6 +19,7 @@ from npukit.policies.stages import Stage, Stages
 
 Array = npt.NDArray[Any]
 
+FLOATS = ("float32", "float16")
 _QUANTIZED = re.compile(r"w(4|8|16)a(8|16)")
 # Backend -> precisions that it holds, the first by default; "w*a*" stands for all that `_QUANTIZED` reads. "int8" is
 # `ort_weights`: 8-bit weights, activations rounded as they come, nothing calibrated.
@@ -91,10 +92,14 @@ def quantized(precision: str) -> tuple[int, int] | None:
     return (int(match[1]), int(match[2])) if match else None
 
 
-def holds(backend: str, precision: str) -> bool:
-    """Whether a backend's artifacts can have a precision."""
+def holds(backend: str, precision: str, written: str = "float32") -> bool:
+    """Whether a backend's artifacts can have a precision, of models that are written in `written`."""
     family = "w*a*" if quantized(precision) else precision
-    return family in HELD[backend]
+    return family in _held(backend, written)
+
+
+def _held(backend: str, written: str) -> tuple[str, ...]:
+    return (written,) if backend == "ort" and written != "float32" else HELD[backend]
 
 
 def parse_precisions(texts: Sequence[str]) -> dict[str, str]:
@@ -106,7 +111,7 @@ def parse_precisions(texts: Sequence[str]) -> dict[str, str]:
     found: dict[str, str] = {}
     for text in (part for item in texts for part in item.split(",") if part):
         name, _, value = text.rpartition("=")
-        if value not in ("float32", "float16", "int8") and not quantized(value):
+        if value not in (*FLOATS, "int8") and not quantized(value):
             raise UsageError(f"{value!r} is not a precision", where="--precision",
                              hint="write float32, float16, int8, w8a16; COMPONENT=w8a16; BACKEND=int8")  # fmt: skip
         if name in found:
@@ -117,9 +122,10 @@ def parse_precisions(texts: Sequence[str]) -> dict[str, str]:
 
 
 def plan(
-    components: Sequence[Component], backends: Sequence[str], precisions: Mapping[str, str], targets: Sequence[str]
-) -> list[Task]:
-    """What is to be made.
+    components: Sequence[Component], backends: Sequence[str], precisions: Mapping[str, str], targets: Sequence[str],
+    written: str = "float32",
+) -> list[Task]:  # fmt: skip
+    """What is to be made of models that are written in `written`.
 
     Raises:
         UsageError: a precision that none of the backends holds, or for a component that there is not.
@@ -130,15 +136,16 @@ def plan(
             known = (*names, *backends)
             raise UsageError(f"the policy has no component {name!r}", where="--precision", hint=nearest(name, known))
         able = [name] if name in backends else backends
-        if not any(holds(backend, precision) for backend in able):
+        if not any(holds(backend, precision, written) for backend in able):
             raise UsageError(f"{' and '.join(able)} cannot hold {precision}", where="--precision",
                              hint="float16 and as w8a16 are for --backend qnn-htp, int8 is for ort")  # fmt: skip
     tasks = []
     for backend in backends:
         for name in names:
             keys = (name, backend, "")
-            asked = [precisions[key] for key in keys if key in precisions and holds(backend, precisions[key])]
-            precision = asked[0] if asked else HELD[backend][0]
+            given = [precisions[key] for key in keys if key in precisions]
+            asked = [precision for precision in given if holds(backend, precision, written)]
+            precision = asked[0] if asked else _held(backend, written)[0]
             chips = list(targets) if backend == "qnn-htp" and targets else [""]
             tasks += [Task(name, backend, precision, chip) for chip in chips]
     return tasks
@@ -157,7 +164,7 @@ def make(task: Task, folder: Path, model: str, samples: list[dict[str, Array]], 
     Raises:
         NpukitError: the component cannot be converted, quantized or compiled.
     """
-    if task.backend == "ort" and task.precision == "float32":
+    if task.backend == "ort" and task.precision in FLOATS:
         return Artifact(task, model, sum(path.stat().st_size for path in belonging(folder, model)))
     stages = Stages(f"{task.component} for {task.key}: ")
     if task.backend == "ort":
@@ -173,11 +180,12 @@ def make(task: Task, folder: Path, model: str, samples: list[dict[str, Array]], 
     gflop, notes = made
     if not task.target:
         return Artifact(task, dlc, (folder / dlc).stat().st_size, dlc, gflop, tuple(stages.found), notes)
-    from npukit.verbs.compile import CompileOptions, compile
+    from npukit.verbs.compile import CompileOptions, CompileResult, compile
 
     binary = f"{task.component}.{task.target}.bin"
     with stages("compile"):
         compiled = compile(CompileOptions(folder / dlc, output=folder / binary, target=task.target))
+    assert isinstance(compiled, CompileResult)
     notes += compiled.notes
     return Artifact(task, binary, compiled.size, dlc, gflop, tuple(stages.found), notes)
 
@@ -237,8 +245,14 @@ def _used(model: Path) -> set[str]:
 
 
 def belonging(folder: Path, model: str) -> list[Path]:
-    """An artifact's files: itself, and those beside it that carry its name on (external data, a stamp)."""
-    return sorted(path for path in folder.glob(f"{model}*") if path.name == model or path.name[len(model)] == ".")
+    """An artifact's files: itself, those beside it that carry its name on (a stamp), and its external data."""
+    found = {path for path in folder.glob(f"{model}*") if path.name == model or path.name[len(model)] == "."}
+    if model.endswith(".onnx"):
+        import onnx
+
+        for tensor in onnx.load(folder / model, load_external_data=False).graph.initializer:
+            found.update(folder / entry.value for entry in tensor.external_data if entry.key == "location")
+    return sorted(found)
 
 
 def feeds(samples: Sequence[Any]) -> list[dict[str, Array]]:

@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from npukit import files
-from npukit.errors import ArtifactError, CheckFailed, Fault, ModelError, UsageError
+from npukit.errors import ArtifactError, CheckFailed, Fault, ModelError, UsageError, nearest
 from npukit.policies import artifacts, kinds, lerobot, observations, safetensors_file, tokenizer
 from npukit.policies.artifacts import Artifact
 from npukit.policies.kinds import Exported, ExportRequest, Probe
@@ -54,7 +54,7 @@ class Request:
 
     checkpoint: Path
     output: Path
-    backends: tuple[str, ...] = ("ort",)
+    backends: tuple[str, ...] = ()
     precisions: dict[str, str] = field(default_factory=dict)
     targets: tuple[str, ...] = ()
     tokenizer: Path | None = None
@@ -66,6 +66,8 @@ class Request:
     threads: int | None = None
     timeout: float | None = None
     in_process: bool = False
+    policy: str = ""
+    options: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -98,21 +100,65 @@ def export_package(request: Request) -> Made:
     _check_output(request.output, force=request.force)
     stages = Stages()
     with stages("read the checkpoint"):
-        checkpoint, words = _read(request)
-        kind = kinds.by_config_type(checkpoint.config.get("type"))
+        kind = _kind(request)
+        request = dataclasses.replace(request, backends=request.backends or _implied(request, kind))
+        _check_targets(request)
+        written = _written(request, kind)
+        checkpoint, words = _read(request, kind)
         source = _source(checkpoint.folder)
     wants_samples = any(artifacts.quantized(precision) for precision in request.precisions.values())
     if wants_samples and request.calibration is None:
         raise UsageError("quantized precisions need calibration data", where="--calibration",
                          hint="give observations in a .npz file, arrays by name with a leading axis")  # fmt: skip
     with _staging(request.output) as folder:
-        export = _Export(request, checkpoint, words, kind, folder, stages, source)
+        export = _Export(request, checkpoint, words, kind, folder, stages, source, written)
         made = export.run()
         _place(folder, request.output)
     return dataclasses.replace(made, manifest=dataclasses.replace(made.manifest, folder=request.output))
 
 
-def _read(request: Request) -> tuple[lerobot.Checkpoint, tuple[Path, dict[str, Any]] | None]:
+def _kind(request: Request) -> kinds.Kind:
+    """The checkpoint's kind, by its config.json.
+
+    Raises:
+        ModelError: no kind reads it, or not the one asked for.
+        UsageError: an option that the kind has not.
+    """
+    config = lerobot.config_of(request.checkpoint)
+    asked = kinds.kind(request.policy) if request.policy else None
+    if asked is not None and config.get("type", config.get("model_type")) not in asked.config_types:
+        raise ModelError(f"no {asked.name} checkpoint: its type is {config.get('type', config.get('model_type'))!r}",
+                         where=str(request.checkpoint / lerobot.CONFIG),
+                         hint=f"--policy {asked.name} reads {', '.join(asked.config_types)}")  # fmt: skip
+    found = asked or kinds.of_config(config)
+    for name in request.options:
+        if name not in found.options:
+            hint = nearest(name, found.options) if found.options else ""
+            raise UsageError(f"{found.name} policies have no option {name!r}", where="--option", hint=hint)
+    return found
+
+
+def _implied(request: Request, kind: kinds.Kind) -> tuple[str, ...]:
+    """The backend that precisions and targets are for, where none is named."""
+    precisions = request.precisions.values()
+    on_host = all(artifacts.holds("ort", value) or value in kind.precisions for value in precisions)
+    return ("ort",) if on_host and not request.targets else ("qnn-htp",)
+
+
+def _check_targets(request: Request) -> None:
+    if request.targets and "qnn-htp" not in request.backends:
+        raise UsageError("a target is for context binaries", where="--target", hint="add --backend qnn-htp")
+
+
+def _written(request: Request, kind: kinds.Kind) -> str:
+    """What the models are to be written in: float32 where they are to be converted, too."""
+    if set(request.backends) != {"ort"}:
+        return "float32"
+    asked = request.precisions.get("ort", request.precisions.get(""))
+    return asked if asked in kind.precisions else "float32" if asked == "int8" else kind.precisions[0]
+
+
+def _read(request: Request, kind: kinds.Kind) -> tuple[lerobot.Checkpoint, tuple[Path, dict[str, Any]] | None]:
     """The checkpoint; the tokenizer's file and facts where there is one."""
     path = request.tokenizer
     if path is not None and path.is_dir():
@@ -120,7 +166,7 @@ def _read(request: Request) -> tuple[lerobot.Checkpoint, tuple[Path, dict[str, A
     if path is None and (request.checkpoint / TOKENIZER).is_file():
         path = request.checkpoint / TOKENIZER
     facts = tokenizer.describe(path) if path is not None else None
-    checkpoint = lerobot.read(request.checkpoint, facts)
+    checkpoint: lerobot.Checkpoint = kinds.resolve(kind.read)(request.checkpoint, facts, request.options)
     for note in checkpoint.notes:
         log.warning("%s", note)
     return checkpoint, (path, facts) if path is not None and facts is not None else None
@@ -136,8 +182,9 @@ class _Export:
 
     def __init__(
         self, request: Request, checkpoint: lerobot.Checkpoint, words: tuple[Path, dict[str, Any]] | None,
-        kind: kinds.Kind, folder: Path, stages: Stages, source: dict[str, Any],
+        kind: kinds.Kind, folder: Path, stages: Stages, source: dict[str, Any], written: str,
     ) -> None:  # fmt: skip
+        self.written = written
         self.request, self.checkpoint, self.words, self.kind = request, checkpoint, words, kind
         self.folder, self.stages, self.source = folder, stages, source
         self.notes = list(checkpoint.notes)
@@ -161,14 +208,16 @@ class _Export:
         )
         parts: _Parts = self._call(
             "_components", self.kind.name, self.request.checkpoint, self.folder, self.request.threads, self.before,
-            self.inputs, self.checkpoint.statistics, self.checkpoint.config, bool(self.words),
+            self.inputs, self.checkpoint.statistics, self.checkpoint.config, bool(self.words), self.request.options,
+            self.written, self.request.verify,
         )  # fmt: skip
         self.stages.found += parts.stages
         self.exported = parts.exported
         self.notes += parts.exported.notes
         tasks = artifacts.plan(
-            self.exported.components, self.request.backends, self.request.precisions, self.request.targets
-        )
+            self.exported.components, self.request.backends, self.request.precisions, self.request.targets,
+            self.written,
+        )  # fmt: skip
         onnx = {component.name: component.artifacts["onnx"] for component in self.exported.components}
         base = self._manifest({name: {"ort": path} for name, path in onnx.items()}, {})
         self._draft(base)
@@ -179,7 +228,7 @@ class _Export:
             made.append(artifact)
             self.stages.found += artifact.stages
         if self.request.verify:
-            self._judge("ort", "float32", chunks, chunks)
+            self._judge("ort", self.written, chunks, chunks)
             self._compare_all(made, chunks, samples)
         return self._finish(made, onnx)
 
@@ -198,7 +247,7 @@ class _Export:
     def _common(self) -> None:
         if self.checkpoint.statistics:
             safetensors_file.write(self.folder / STATISTICS, self.checkpoint.statistics)
-        if any(step["step"] == "tokenize" for step in self.before) and self.words is not None:
+        if any(step["step"] in ("tokenize", "prompt") for step in self.before) and self.words is not None:
             shutil.copyfile(self.words[0], self.folder / TOKENIZER)
         else:
             self.words = None
@@ -245,7 +294,9 @@ class _Export:
         dataclasses.replace(manifest, files=hashes(self.folder, large=False)).write(self.folder)
 
     def _record(self) -> tuple[list[Array], dict[str, list[Sample]], dict[str, list[dict[str, Array]]]]:
-        """The float32 chunks on the probes and some runs of each component on them; inputs for calibration."""
+        """The chunks on the probes and some runs of each component on them; inputs for calibration."""
+        if not self.exported.probes and self.request.calibration is None:
+            return [], {}, {}
         chunks, samples = self._timed(
             "run on ONNX Runtime", "_run_probes", self.folder, list(self.exported.probes), self.request.threads
         )
@@ -270,7 +321,7 @@ class _Export:
         for key in keys:
             ours = [artifact for artifact in made if artifact.task.key == key]
             backend = ours[0].task.backend
-            if backend == "ort" and all(artifact.task.precision == "float32" for artifact in ours):
+            if backend == "ort" and all(artifact.task.precision == self.written for artifact in ours):
                 continue
             backend, seconds = self._affordable(backend, ours)
             simulated = backend == SIMULATED
@@ -309,7 +360,7 @@ class _Export:
     ) -> None:
         """Compare chunks with PyTorch's (or, where there are none, with ONNX Runtime's in float32)."""
         torch = list(self.exported.chunks)
-        reference, against = (torch, "PyTorch float32") if torch else (list(float32), "ONNX Runtime float32")
+        reference, against = (torch, "PyTorch float32") if torch else (list(float32), f"ONNX Runtime {self.written}")
         faults = []
         (action,) = self.checkpoint.outputs.values()
         width = action.shape[0]
@@ -338,9 +389,10 @@ class _Export:
             precisions[artifact.task.component][artifact.task.key] = artifact.task.precision
         kept = {artifact.path for artifact in made}
         dropped = {*onnx.values(), *(artifact.dlc for artifact in made if artifact.dlc)} - kept
-        for name in sorted(dropped):
-            for path in artifacts.belonging(self.folder, name):
-                path.unlink()
+        needed = {path for name in kept for path in artifacts.belonging(self.folder, name)}
+        gone = {path for name in dropped for path in artifacts.belonging(self.folder, name)} - needed
+        for path in sorted(gone):
+            path.unlink()
         parity = {
             "components": [*self.exported.parity, *self.compared],
             "chunks": self.chunks,
@@ -397,6 +449,7 @@ def _measured(stage: str, function: str, *args: Any) -> tuple[Any, Stage]:
 def _components(
     kind: str, checkpoint: Path, folder: Path, threads: int | None, steps: Sequence[Mapping[str, Any]],
     inputs: dict[str, Any], statistics: dict[str, Array], config: dict[str, Any], words: bool,
+    options: dict[str, str], precision: str, verify: bool,
 ) -> _Parts:  # fmt: skip
     """Run the kind's exporter."""
     stages = Stages("export: ")
@@ -410,7 +463,7 @@ def _components(
             for observation in made
         ]
 
-    request = ExportRequest(config=config, probes=probes, stage=stages, threads=threads)
+    request = ExportRequest(config, probes, stages, threads, options, precision, verify)
     exported: Exported = kinds.resolve(kinds.kind(kind).export)(checkpoint, folder, request)
     return _Parts(exported, stages.found)
 

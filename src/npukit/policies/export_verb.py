@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,22 +17,42 @@ from npukit.verbs import options as o
 from npukit.verbs.options import arg, opt, verb
 
 
+def _pairs(texts: Sequence[str]) -> dict[str, str]:
+    """`name=value` texts as a map.
+
+    Raises:
+        UsageError: one of them is not of that form, or a name is there twice.
+    """
+    found: dict[str, str] = {}
+    for item in texts:
+        name, equal, value = item.partition("=")
+        if not equal or not name or name in found:
+            raise UsageError(f"{item!r}, NAME=VALUE expected, each name once", where="--option")
+        found[name] = value
+    return found
+
+
 @dataclass(frozen=True)
 class ExportOptions:
-    """Make a policy folder from a LeRobot checkpoint: models, processing, statistics, tokenizer, and how near it came.
+    """Make a policy folder from a checkpoint: models, processing, statistics, tokenizer, and how near it came.
 
-    The folder appears when it is whole and computes what the checkpoint does, or not at all.
+    Checkpoints are LeRobot's (SmolVLA, ACT) and OpenVLA's. The folder appears when it is whole and computes what the
+    checkpoint does, or not at all.
     """
 
     checkpoint: Path = arg("the checkpoint's folder (config.json, model.safetensors, ...)")
     output: Path | None = opt(None, "The folder to make [CHECKPOINT.policy].", "-o", "--out", parse=Path, metavar="DIR")
+    policy: str = opt("", "Kind of policy [what config.json says].", metavar="KIND")
+    option: dict[str, str] = opt(
+        {}, "An option of the kind, as prompt_length=48; repeatable.", many=True, parse=_pairs, metavar="NAME=VALUE"
+    )
     backend: tuple[str, ...] = opt(
         (), f"What is to run it: {', '.join(HELD)}; repeatable [ort, or qnn-htp by --precision and --target].",
         many=True, parse=o.strings, metavar="NAME",
     )  # fmt: skip
     precision: dict[str, str] = opt(
-        {}, "float32, int8 (ort), float16 or as w8a16 (qnn-htp); for one COMPONENT=w8a16, ort=int8; repeatable.",
-        many=True,
+        {}, "float32, int8 (ort), float16 (qnn-htp, OpenVLA on ort) or as w8a16 (qnn-htp); for one COMPONENT=w8a16, "
+        "ort=int8; repeatable.", many=True,
         parse=artifacts.parse_precisions, metavar="[NAME=]PRECISION",
     )  # fmt: skip
     target: tuple[str, ...] = opt(
@@ -146,9 +167,7 @@ def export(options: ExportOptions) -> ExportResult:
                              hint=f"known: {', '.join(HELD)}")  # fmt: skip
     if options.samples < 1:
         raise UsageError("at least one sample is needed", where="--samples")
-    backends = tuple(dict.fromkeys(options.backend)) or _implied(options)
-    if options.target and "qnn-htp" not in backends:
-        raise UsageError("a target is for context binaries", where="--target", hint="add --backend qnn-htp")
+    backends = tuple(dict.fromkeys(options.backend))
     for name in options.target:
         _check_chip(name)
     output = options.output or options.checkpoint.with_name(f"{options.checkpoint.resolve().name}.policy")
@@ -156,16 +175,11 @@ def export(options: ExportOptions) -> ExportResult:
         Request(
             options.checkpoint, output, backends, options.precision, options.target, options.tokenizer,
             options.calibration, options.samples, options.force, options.verify, options.emulator_seconds,
-            options.threads, options.timeout, options.in_process,
+            options.threads, options.timeout, options.in_process, options.policy, options.option,
         )
     )  # fmt: skip
     manifest = made.manifest
     return ExportResult(output, manifest.kind, made.size, manifest.chunk_size, manifest.n_action_steps, made.parity)
-
-
-def _implied(options: ExportOptions) -> tuple[str, ...]:
-    npu = options.target or any(not artifacts.holds("ort", precision) for precision in options.precision.values())
-    return ("qnn-htp",) if npu else ("ort",)
 
 
 def _check_chip(name: str) -> None:

@@ -22,6 +22,7 @@ import numpy.typing as npt
 from npukit.errors import ModelError, nearest
 
 if TYPE_CHECKING:
+    from npukit.policies.lerobot import Checkpoint
     from npukit.policies.package import Camera, Component
 
 Array = npt.NDArray[Any]
@@ -33,7 +34,7 @@ ModelInputs = dict[str, Array]
 [1, D], `observation.language.tokens` int64 [1, T] and `observation.language.attention_mask` bool [1, T].
 """
 
-KINDS = {"smolvla": "npukit.policies.smolvla", "act": "npukit.policies.act"}
+KINDS = {"smolvla": "npukit.policies.smolvla", "act": "npukit.policies.act", "openvla": "npukit.policies.openvla"}
 """Kind -> the package that holds `KIND`."""
 
 
@@ -43,11 +44,15 @@ class Kind:
 
     Attributes:
         name: its name, a key of `KINDS`.
-        config_types: values of `type` in a checkpoint's config.json that it reads.
+        config_types: values of `type` (LeRobot) or `model_type` (transformers) in a checkpoint's config.json that it
+            reads.
         export: "module:function" of `Exporter`; needs PyTorch.
         runtime: "module:class" of `Runtime`; numpy only.
         steps: "module:function" of `Steps`, or "" where the model takes what the checkpoint's own pre-processing
             gives; numpy only.
+        read: "module:function" of `Reader`: what a checkpoint says beside its weights; numpy only.
+        precisions: what its exporter can write models in, the first where nothing is asked for.
+        options: names of its own options.
     """
 
     name: str
@@ -55,6 +60,9 @@ class Kind:
     export: str
     runtime: str
     steps: str = ""
+    read: str = "npukit.policies.lerobot:read"
+    precisions: tuple[str, ...] = ("float32",)
+    options: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -85,6 +93,8 @@ class ExportRequest:
         stage: a context that times what is done in it, and measures memory: `with request.stage("weights"): ...`.
         threads: threads to use, None for the library's choice.
         options: the kind's own options, by name.
+        precision: of the models, one of the kind's `precisions`.
+        verify: whether to compare them with PyTorch.
     """
 
     config: Mapping[str, Any]
@@ -92,6 +102,8 @@ class ExportRequest:
     stage: Callable[[str], AbstractContextManager[None]] = _no_stage
     threads: int | None = None
     options: Mapping[str, str] = field(default_factory=dict)
+    precision: str = "float32"
+    verify: bool = True
 
 
 @dataclass(frozen=True)
@@ -99,7 +111,7 @@ class Exported:
     """What an exporter made.
 
     Attributes:
-        components: in the order they run; each has one artifact, under "onnx": the float32 model's path in the folder.
+        components: in the order they run; each has one artifact, under "onnx": the model's path in the folder.
         config: the kind's own numbers that its runtime needs, plain JSON.
         chunk_size: actions of one prediction.
         n_action_steps: how many of them are used before the next.
@@ -108,7 +120,7 @@ class Exported:
             "range", ...}; see `npukit.policies.parity.difference`.
         chunks: PyTorch's normalized chunks float32 [chunk_size, A] for the probes that `request.probes` gave, in order;
             empty where they were not computed. `probes` are those.
-        probes: the probes of `chunks`.
+        probes: the probes of `chunks`; none where the models are too large to be run whole.
         notes: what one may want to know.
     """
 
@@ -124,7 +136,7 @@ class Exported:
 
 
 class Exporter(Protocol):
-    """`export_components`: write `<component>.onnx` (float32) into `folder`.
+    """`export_components`: write `<component>.onnx` (in `options.precision`) into `folder`.
 
     Raises:
         MissingDependency: PyTorch is not installed.
@@ -132,6 +144,21 @@ class Exporter(Protocol):
     """
 
     def __call__(self, checkpoint: Path, folder: Path, options: ExportRequest) -> Exported: ...
+
+
+class Reader(Protocol):
+    """`read`: the kind's own form of checkpoint, beside its weights.
+
+    Args:
+        folder: the checkpoint.
+        tokenizer: `tokenizer.describe` of the tokenizer to use; None where there is none.
+        options: the kind's own options, by name.
+
+    Raises:
+        ModelError: a file is missing or not sound; everything is listed.
+    """
+
+    def __call__(self, folder: Path, tokenizer: Mapping[str, Any] | None, options: Mapping[str, str]) -> Checkpoint: ...
 
 
 class Steps(Protocol):
@@ -179,13 +206,14 @@ def kind(name: str) -> Kind:
     return found
 
 
-def by_config_type(value: Any) -> Kind:
-    """The kind that reads checkpoints whose config.json has this `type`.
+def of_config(config: Mapping[str, Any]) -> Kind:
+    """The kind that reads checkpoints with this config.json.
 
     Raises:
         ModelError: there is none.
     """
-    found = {}
+    key = "type" if "type" in config else "model_type"
+    value, found = config.get(key), dict[str, Kind]()
     for name in KINDS:
         try:
             item = kind(name)
@@ -195,7 +223,7 @@ def by_config_type(value: Any) -> Kind:
             continue
         found.update(dict.fromkeys(item.config_types, item))
     if value not in found:
-        raise ModelError(f"policies of type {value!r} are not supported", where="config.json: type",
+        raise ModelError(f"policies of type {value!r} are not supported", where=f"config.json: {key}",
                          hint=nearest(str(value), found))  # fmt: skip
     return found[value]
 

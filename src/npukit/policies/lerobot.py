@@ -66,13 +66,16 @@ class Checkpoint:
     notes: tuple[str, ...] = field(default=())
 
 
-def read(folder: Path | str, tokenizer: Mapping[str, Any] | None = None) -> Checkpoint:
+def read(
+    folder: Path | str, tokenizer: Mapping[str, Any] | None = None, options: Mapping[str, str] | None = None
+) -> Checkpoint:
     """Read a checkpoint's config.json and processor files.
 
     Args:
         folder: the checkpoint.
         tokenizer: `tokenizer.describe` of the tokenizer to use; None where there is none (a policy that takes
             instructions is refused then).
+        options: of the policy's kind; LeRobot's have none.
 
     Raises:
         ModelError: a file is missing or not sound, a step is unknown or names a class; everything is listed.
@@ -89,17 +92,24 @@ def read(folder: Path | str, tokenizer: Mapping[str, Any] | None = None) -> Chec
     )
 
 
-def _config(folder: Path) -> dict[str, Any]:
+def config_of(folder: Path) -> dict[str, Any]:
+    """A checkpoint's config.json, of whatever kind.
+
+    Raises:
+        ModelError: there is none, or it is no JSON object.
+    """
     if not folder.is_dir():
-        raise ModelError("there is no such folder", where=str(folder), hint="give the folder of a LeRobot checkpoint")
+        raise ModelError("there is no such folder", where=str(folder), hint="give the folder of a checkpoint")
     path = folder / CONFIG
     if not path.is_file():
         nested = folder / "pretrained_model" / CONFIG
-        hint = (
-            f"give {nested.parent}" if nested.is_file() else "a LeRobot checkpoint has config.json, model.safetensors"
-        )
+        hint = f"give {nested.parent}" if nested.is_file() else "a checkpoint has config.json and its weights beside it"
         raise ModelError("the checkpoint has no config.json", where=str(folder), hint=hint)
-    config = read_json(path)
+    return read_json(path)
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    config, path = config_of(folder), folder / CONFIG
     if "input_features" not in config and "input_shapes" in config:
         raise ModelError(
             "the config is of LeRobot before 2025, whose features have no types", where=str(path),

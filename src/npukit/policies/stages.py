@@ -37,7 +37,7 @@ class Stage:
 
 @dataclass
 class Stages:
-    """Collects stages; `prefix` stands before the names."""
+    """Collects stages, those of one name as one; `prefix` stands before the names."""
 
     prefix: str = ""
     found: list[Stage] = field(default_factory=list)
@@ -54,4 +54,13 @@ class Stages:
             seconds = time.perf_counter() - begin
             peak = memory.peak()
             log.info("%s: %.1f s%s", name, seconds, f", {peak / 1e9:.2f} GB" if peak and whole else "")
-            self.found.append(Stage(f"{self.prefix}{name}", seconds, peak))
+            self._add(Stage(f"{self.prefix}{name}", seconds, peak))
+
+    def _add(self, stage: Stage) -> None:
+        for i, before in enumerate(self.found):
+            if before.name == stage.name:
+                peaks = [peak for peak in (before.peak, stage.peak) if peak is not None]
+                stage = Stage(stage.name, before.seconds + stage.seconds, max(peaks, default=None))
+                self.found[i] = stage
+                return
+        self.found.append(stage)
