@@ -275,7 +275,8 @@ def _spans(numbers: frozenset[int]) -> str:
 
 def _limit(context: Context, node: ir.Node, limit: Limit, cann: Cann) -> Iterator[Problem]:
     version = node.version or 1
-    if not limit.holds(cann, version):
+    unread = limit.kind == "documented_opsets" and not cann.reads[0] <= version <= cann.reads[1]
+    if unread or not limit.holds(cann, version):
         return
     said = KINDS[limit.kind](context, node, limit)
     if said:

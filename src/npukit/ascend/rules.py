@@ -262,6 +262,8 @@ def last_step(context: Context, node: ir.Node, limit: Limit) -> str:
 def equation(context: Context, node: ir.Node, limit: Limit) -> str:
     """The equation of an Einsum, whatever its letters are."""
     text = attribute(node, "equation", "")
+    if len(node.inputs) != 2:
+        return ""  # a limit of its own
     allowed = {canonical(row) for row in limit.allow}
     return "" if canonical(text) in allowed else f"the equation {text!r} is not among the {len(allowed)} that are taken"
 
