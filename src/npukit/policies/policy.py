@@ -42,6 +42,7 @@ class Policy:
             copied. Otherwise each component has a process of its own, and a crash there is an error here.
         timeout: seconds that loading a component and each of its runs may take (only with `in_process=False`).
         seed: of the noise, as for `reset`.
+        emulate: compute as an Ascend chip would, "ascend310p[:PRECISION]" (backend ort only; see `npukit.Session`).
         unnorm_key: which data set's statistics un-normalize the actions, for a policy that has several (OpenVLA); by
             default the package's own choice. `_no_noops` at the end of a key may be left out.
 
@@ -69,7 +70,7 @@ class Policy:
     def __init__(
         self, folder: Path | str, backend: str | None = None, *, threads: int | None = None,
         target: str | None = None, in_process: bool = True, timeout: float | None = None, seed: int | None = None,
-        unnorm_key: str | None = None,
+        emulate: str = "", unnorm_key: str | None = None,
     ) -> None:  # fmt: skip
         self._closed = True
         self.manifest = Manifest.read(folder)
@@ -92,7 +93,7 @@ class Policy:
             self.sessions = {
                 name: self._stack.enter_context(
                     Session(path, backend=runs_on, target=target, threads=threads, in_process=in_process,
-                            timeout=timeout)
+                            timeout=timeout, emulate=emulate)
                 )
                 for name, path in artifacts.items()
             }  # fmt: skip

@@ -42,7 +42,8 @@ class Recorder:
         self._session, self._every, self._most = session, every, most
         self._count = 0
         self.samples: list[Sample] = []
-        self.inputs, self.outputs, self.in_process = session.inputs, session.outputs, session.in_process
+        self.inputs, self.outputs = session.inputs, session.outputs
+        self.in_process, self.backend = session.in_process, session.backend
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """As `Session.run`."""
@@ -50,9 +51,9 @@ class Recorder:
         self.keep({name: np.asarray(array) for name, array in feeds.items()}, results)
         return results
 
-    def bind(self, inputs: Any = None, outputs: Any = None) -> Any:
+    def bind(self, inputs: Any = None, outputs: Any = None, *, resident: Any = ()) -> Any:
         """As `Session.bind`."""
-        return _Bound(self, self._session.bind(inputs, outputs))
+        return _Bound(self, self._session.bind(inputs, outputs, resident=resident))
 
     def keep(self, inputs: Mapping[str, Array], outputs: Mapping[str, Array]) -> None:
         """Copy a run's arrays, if it is one to keep."""
@@ -74,6 +75,9 @@ class _Bound:
     def run(self) -> None:
         self._binding.run()
         self._recorder.keep(self.inputs, self.outputs)
+
+    def copy(self, output: str, name: str, row: int = 0, *, source: _Bound | None = None) -> None:
+        self._binding.copy(output, name, row, source=None if source is None else source._binding)
 
 
 def record(

@@ -37,6 +37,7 @@ class RunOptions:
         metavar="FILE.npz",
     )  # fmt: skip
     target: str | None = opt(None, "Chip to emulate or use.", metavar="NAME")
+    emulate: str = opt("", "Chip whose arithmetic is emulated (backend ort).", metavar="NAME[:PRECISION]")
     unnorm_key: str | None = opt(None, "Data set whose statistics un-normalize the actions.", metavar="KEY")
     threads: int | None = opt(None, "Threads of ONNX Runtime.")
     timeout: float | None = opt(None, "Seconds that loading and each run of a component may take.")
@@ -130,7 +131,7 @@ def run(options: RunOptions) -> RunResult:
     with Policy(
         options.policy, options.backend, threads=options.threads, target=options.target,
         in_process=options.in_process, timeout=options.timeout, seed=options.seed,
-        unnorm_key=options.unnorm_key,
+        emulate=options.emulate, unnorm_key=options.unnorm_key,
     ) as policy:  # fmt: skip
         load = time.perf_counter() - begin
         if given is None:

@@ -44,13 +44,15 @@ class PolicySpec:
         folder: of the package.
         backend: of the package's components; None for the package's first.
         threads: of each component; None for the backend's own choice.
-        unnorm_key: see `npukit.Policy`.
+        emulate: see `npukit.Policy`; also `unnorm_key`.
+        unnorm_key: as above.
     """
 
     name: str
     folder: Path | None = None
     backend: str | None = None
     threads: int | None = None
+    emulate: str = ""
     unnorm_key: str | None = None
 
 
@@ -319,7 +321,7 @@ def _package(spec: PolicySpec) -> Policy:
     from npukit.policies import policy as policies
 
     assert spec.folder is not None
-    options: dict[str, Any] = {"threads": spec.threads, "unnorm_key": spec.unnorm_key}
+    options: dict[str, Any] = {"threads": spec.threads, "emulate": spec.emulate, "unnorm_key": spec.unnorm_key}
     if spec.backend is not None:
         options["backend"] = spec.backend
     opened: Policy = policies.Policy(spec.folder, **options)

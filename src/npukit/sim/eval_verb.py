@@ -56,6 +56,7 @@ class EvalOptions:
     seed: int = opt(DEFAULT_SEED, "Seed of each task's first episode.")
     output: Path | None = opt(None, "Folder for the results.", "-o", "--out", parse=Path, metavar="DIR")
     backend: str | None = opt(None, "Backend of the policy's components [its first].", metavar="NAME")
+    emulate: str = opt("", "Chip whose arithmetic is emulated (backend ort).", metavar="NAME[:PRECISION]")
     unnorm_key: str | None = opt(
         None, "Data set whose statistics un-normalize the actions [LIBERO's suite, or the policy's].", metavar="KEY"
     )
@@ -226,10 +227,12 @@ def _policy(options: EvalOptions) -> tuple[PolicySpec, dict[str, Any]]:
                          hint="make one with `npukit policy export`")  # fmt: skip
     key = _unnorm_key(options.policy_dir, options.env, options.unnorm_key)
     spec = PolicySpec(
-        "package", options.policy_dir.resolve(), options.backend, options.threads or _share(options.workers), key
-    )
+        "package", options.policy_dir.resolve(), options.backend, options.threads or _share(options.workers),
+        options.emulate, key,
+    )  # fmt: skip
     identity = {"name": "package", "manifest_sha256": files.sha256_file(manifest), "backend": options.backend}
-    return spec, identity if key is None else {**identity, "unnorm_key": key}
+    more = {"emulate": options.emulate or None, "unnorm_key": key}
+    return spec, {**identity, **{name: value for name, value in more.items() if value is not None}}
 
 
 def _unnorm_key(folder: Path, env: str, given: str | None) -> str | None:
@@ -277,5 +280,6 @@ def _filmed(job: Job, folder: Path, count: int) -> Job:
 
 def _said(spec: PolicySpec, ablation: str | None) -> str:
     name = spec.name if spec.folder is None else spec.folder.name
-    parts = [name, *([spec.backend] if spec.backend else []), *([ablation] if ablation else [])]
+    parts = [name, *([spec.backend] if spec.backend else []), *([spec.emulate] if spec.emulate else []),
+             *([ablation] if ablation else [])]  # fmt: skip
     return ", ".join(parts)

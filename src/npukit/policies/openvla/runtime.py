@@ -23,6 +23,7 @@ Array = npt.NDArray[Any]
 
 VISION, PROJECTOR, EMBEDDING, PREFILL, DECODER = "vision_backbone", "projector", "embedding", "prefill", "decoder"
 COMPONENTS = (VISION, PROJECTOR, EMBEDDING, PREFILL, DECODER)
+DEVICE = "acl"  # the backend whose buffers lie in a memory of their own
 NUMBERS = ("action_dim", "n_action_bins", "vocab_size", "image_tokens", "prompt_length", "prefill_length",
            "cache_length")  # fmt: skip
 
@@ -31,8 +32,8 @@ class Runtime:
     """The five components over buffers that stay put.
 
     A row of the cache holds the keys and values of one token of all layers. The prefill writes the prompt's rows where
-    the decoder reads them, where both run in this process and hold them alike (else they are brought over once a
-    prompt); each step of the decoder adds one row. The cache as a whole is never copied.
+    the decoder reads them, where both run in this process (else they are brought over once a prompt, on the device
+    where there is one); each step of the decoder adds one row. The cache as a whole is never copied.
 
     Args:
         manifest: of the package; its config has the `NUMBERS`.
@@ -51,13 +52,14 @@ class Runtime:
         where = str(manifest.folder or "")
         self._numbers = _numbers(manifest, where)
         self._camera = manifest.cameras[0].feature
+        self._cache_port = next(port for port in manifest.component(DECODER).inputs if port.name == "kv_cache")
         self._vision = sessions[VISION].bind()
         self._to_projector = link(sessions[VISION], self._vision, sessions[PROJECTOR], _same("patch_features"))
         self._projector = self._to_projector.binding
         self._embedding = sessions[EMBEDDING].bind()
-        self._decoder = sessions[DECODER].bind()
-        self._cache = self._decoder.inputs["kv_cache"]
+        self._decoder = sessions[DECODER].bind(resident=("kv_cache", "kv_row"))
         self._bind_prefill(sessions, where)
+        self._clean = False  # whether all rows of the cache are finite
         self.seconds: dict[str, float] = {}
         self.tokens: npt.NDArray[np.int64] = np.zeros(0, np.int64)
         self._length = 0  # tokens of picture and prompt; 0: none yet
@@ -73,14 +75,15 @@ class Runtime:
             **shared(sessions[PROJECTOR], self._projector, prefill, image),
             **shared(sessions[EMBEDDING], self._embedding, prefill, text),
         }
-        in_place = prefill.in_process and decoder.in_process
-        outputs = {"kv_prompt": self._cache[: self._numbers["prefill_length"]]} if in_place else {}
-        self._prefill = prefill.bind(inputs=given or None, outputs=outputs or None)
+        self._in_place = prefill.in_process and decoder.in_process and decoder.backend != DEVICE
+        rows = self._decoder.inputs["kv_cache"][: self._numbers["prefill_length"]]
+        self._prefill = prefill.bind(
+            inputs=given or None, outputs={"kv_prompt": rows} if self._in_place else None, resident=("kv_prompt",)
+        )
         self._from_projector = Linked(self._prefill, {n: n for n in image if n not in given})
         self._from_embedding = Linked(self._prefill, {n: n for n in text if n not in given})
-        self._carries = not in_place
         self.shared = (*given, *([] if self._to_projector.copies else ["patch_features"]), *(
-            ["kv_cache"] if in_place else []))  # fmt: skip
+            ["kv_cache"] if self._in_place else []))  # fmt: skip
 
     def noise_shape(self) -> None:
         """None: decoding is greedy, nothing is drawn."""
@@ -120,13 +123,15 @@ class Runtime:
         self._from_projector.carry(self._projector)
         self._from_embedding.carry(self._embedding)
         length = self._numbers["image_tokens"] + real
-        self._cache[self._numbers["prefill_length"] :] = 0  # what a failed run may have left is masked, but not NaN * 0
+        if not self._clean:  # a row that does not count is masked, but NaN * 0 is NaN
+            self._decoder.write("kv_cache", np.zeros(self._cache_port.shape, self._cache_port.dtype))
+        self._clean = False
         self._prefill.write("last_position", np.array([length - 1], np.int32))
         self._run(PREFILL, self._prefill)
-        if self._carries:
-            self._cache[:length] = self._prefill.outputs["kv_prompt"][:length]
+        if not self._in_place:
+            self._decoder.copy("kv_prompt", "kv_cache", source=self._prefill)
         self._first = self._token(PREFILL, self._prefill)
-        self._length = length
+        self._length, self._clean = length, True
 
     def chunk(self, noise: Array | None = None, rng: np.random.Generator | None = None) -> Array:
         """The one action in [-1, 1], float64 [1, action_dim]: the most likely token, and so on from there.
@@ -143,15 +148,17 @@ class Runtime:
             raise InputError("there is no observation yet", hint="call prefix first")
         numbers, write = self._numbers, self._decoder.write
         ids = [self._first]
+        self._clean = False
         mask = (np.arange(numbers["cache_length"]) < self._length).astype(np.float32)[None]
         for position in range(self._length, self._length + numbers["action_dim"] - 1):
             write("input_ids", np.array([[ids[-1]]], np.int32))
             write("position", np.array([position], np.int32))
             write("attention_mask", mask)
             self._run(DECODER, self._decoder)
-            self._cache[position] = self._decoder.outputs["kv_row"][0]
+            self._decoder.copy("kv_row", "kv_cache", position)
             mask[0, position] = 1
             ids.append(self._token(DECODER, self._decoder))
+        self._clean = True
         self.tokens = np.array(ids, np.int64)
         return detokenize(self.tokens, numbers["vocab_size"], numbers["n_action_bins"])[None]
 
