@@ -207,18 +207,17 @@ def one_node(op: str, opset: int, recipe: Any = None, **changed: Any) -> onnx.Mo
 
 def typed(model: onnx.ModelProto) -> onnx.ModelProto:
     """The model with the outputs' types that onnx infers."""
-    inferred = onnx.shape_inference.infer_shapes(model)
-    known = {value.name: value for value in inferred.graph.value_info}
     bare = onnx.ModelProto()
     bare.CopyFrom(model)
     for output in bare.graph.output:
         output.ClearField("type")
     found = {value.name: value for value in onnx.shape_inference.infer_shapes(bare).graph.output}
     for output in model.graph.output:
-        value = found.get(output.name) or known.get(output.name)
-        if value is not None and value.type.WhichOneof("value"):
+        value = found.get(output.name)
+        kind = value.type.WhichOneof("value") if value is not None else None
+        if value is not None and kind and (kind != "tensor_type" or value.type.tensor_type.HasField("shape")):
             output.type.CopyFrom(value.type)
-        if output.type.HasField("tensor_type") and model.graph.node[0].op_type == "MeanVarianceNormalization":
+        elif model.graph.node[0].op_type == "MeanVarianceNormalization":
             output.type.CopyFrom(model.graph.input[0].type)  # onnx infers nothing of it
     return model
 
