@@ -12,14 +12,17 @@ import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from npukit import log as progress
-from npukit.analysis import compare, text
+from npukit.analysis import compare, saturation, text
 from npukit.analysis.samples import Array, InputInfo, Samples
 from npukit.errors import Fault, InputError, nearest
+
+if TYPE_CHECKING:
+    from npukit.ascend.emulate import Saturation
 
 log = logging.getLogger(__name__)
 
@@ -121,6 +124,8 @@ class Verification:
         outputs: one result an output.
         notes: what else one should know.
         diverges: the first tensor inside that diverges, where that was looked for.
+        emulated: the chip whose arithmetic was emulated, with the precision mode; empty for none.
+        saturations: the tensors that it saturated. That alone is no failure: what counts is the outputs.
     """
 
     model: str
@@ -136,6 +141,8 @@ class Verification:
     outputs: tuple[OutputResult, ...]
     notes: tuple[str, ...] = ()
     diverges: str = ""
+    emulated: str = ""
+    saturations: tuple[Saturation, ...] = ()
 
     @property
     def passed(self) -> bool:
@@ -159,6 +166,8 @@ class Verification:
             "outputs": [output.to_json() for output in self.outputs],
             "notes": list(self.notes),
             "diverges": self.diverges,
+            "emulated": self.emulated,
+            "saturations": [one.to_json() for one in self.saturations],
         }
 
     def to_text(self) -> str:
@@ -170,6 +179,7 @@ class Verification:
         lines += [f"{output.name}: {fault}" for output in self.outputs for fault in output.faults]
         if self.diverges:
             lines.append(self.diverges)
+        lines += saturation.lines(self.emulated, self.saturations)
         lines += [f"note: {note}" for note in self.notes]
         lines.append(f"{'PASSED' if self.passed else 'FAILED'} ({self.limits()})")
         return "\n".join(lines)

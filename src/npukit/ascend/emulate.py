@@ -536,8 +536,8 @@ class _Rewriter:
         if self.wide_matrices and self.mode.precision == "origin":
             some = ", ".join(self.wide_matrices[:3]) + (", ..." if len(self.wide_matrices) > 3 else "")
             self.result.notes.append(
-                f"{len(self.wide_matrices)} matrix ops are float32 in the graph ({some}): the 310P has them in float16 "
-                "only, and they are computed so; under origin atc takes the AI CPU or refuses them"
+                f"matrix ops that are float32 in the graph are computed in float16, because the 310P has no others; "
+                f"under origin atc takes the AI CPU or refuses them: {len(self.wide_matrices)} ({some})"
             )
         self.result.notes += self.mode.lists.unmatched(ir_types(node) for node in self.nodes)
 

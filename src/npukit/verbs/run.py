@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from npukit import files, log
-from npukit.analysis import DEFAULT_SEED, text
+from npukit.analysis import DEFAULT_SEED, saturation, text
 from npukit.analysis.preprocess import recorded
 from npukit.analysis.samples import Samples, generate, given, read_input
 from npukit.errors import InputError, UsageError
@@ -23,6 +23,7 @@ from npukit.verbs import options as o
 from npukit.verbs.options import arg, opt, verb
 
 if TYPE_CHECKING:
+    from npukit.ascend.emulate import Saturation
     from npukit.runtime.session import Session
 
 
@@ -33,7 +34,7 @@ class RunOptions:
     A list file has one run a line: NAME=FILE for each input (a lone FILE for the only one); # begins a comment.
     """
 
-    model: Path = arg("the model (.onnx, .dlc, context binary)")
+    model: Path = arg("the model (.onnx, .dlc, context binary, .om)")
     output: Path | None = opt(
         None, "Folder for the outputs [none are saved].", "-o", "--out", parse=Path, metavar="DIR"
     )
@@ -57,6 +58,9 @@ class RunOptions:
     format: str = opt("npy", "How outputs are saved.", choices=("npy", "raw"))
     graph: str | None = opt(None, "Graph to run, where the model holds several.", metavar="NAME")
     target: str | None = opt(None, "Chip to emulate [the stamp's].", metavar="NAME")
+    emulate: str = opt(
+        "", "Compute as this chip would: ascend310p[:PRECISION[:LIST.json]] (backend ort).", metavar="CHIP"
+    )
     threads: int | None = opt(None, "Threads of ONNX Runtime.")
     timeout: float | None = opt(None, "Seconds that loading and each run may take.")
     in_process: bool = opt(False, "Run native code in this process.", "--in-process")
@@ -73,6 +77,9 @@ class RunResult:
         saved: one mapping a run: file by source name; empty where nothing was saved.
         seconds: each run's time, data transfer to the worker included.
         inputs: where the inputs came from.
+        emulated: the chip whose arithmetic was emulated, with the precision mode; empty for none.
+        saturations: the tensors that it saturated, over all runs.
+        notes: what the backend has to say about the model.
     """
 
     backend: str
@@ -81,6 +88,9 @@ class RunResult:
     saved: tuple[dict[str, Path], ...]
     seconds: tuple[float, ...]
     inputs: str
+    emulated: str = ""
+    saturations: tuple[Saturation, ...] = ()
+    notes: tuple[str, ...] = ()
     exit_code: int = 0
 
     def to_json(self) -> dict[str, Any]:
@@ -90,7 +100,15 @@ class RunResult:
             saved = self.saved[i] if self.saved else {}
             rows = [{**_figures(n, a), "file": str(saved[n]) if n in saved else None} for n, a in outputs.items()]
             runs.append({"seconds": self.seconds[i], "outputs": rows})
-        return {"backend": self.backend, "library": self.library, "inputs": self.inputs, "runs": runs}
+        return {
+            "backend": self.backend,
+            "library": self.library,
+            "inputs": self.inputs,
+            "runs": runs,
+            "emulated": self.emulated,
+            "saturations": [one.to_json() for one in self.saturations],
+            "notes": list(self.notes),
+        }
 
     def to_text(self) -> str:
         count = len(self.outputs)
@@ -103,6 +121,8 @@ class RunResult:
                 shape = f"{f['dtype']} {text.shape(f['shape'])}"
                 rows.append((i, name, shape, f["min"], f["max"], f["mean"], str(saved)))
         lines.append(text.table(("run", "output", "shape", "min", "max", "mean", "file" if self.saved else ""), rows))
+        lines += saturation.lines(self.emulated, self.saturations)
+        lines += [f"note: {note}" for note in self.notes]
         return "\n".join(lines)
 
 
@@ -135,6 +155,7 @@ def run(options: RunOptions) -> RunResult:
     with Session(
         options.model, backend=options.backend, graph=options.graph, target=options.target, threads=options.threads,
         timeout=options.timeout, in_process=options.in_process, dequantize=options.dequantize,
+        emulate=options.emulate,
     ) as session:  # fmt: skip
         chosen = _samples(options, session)
         outputs, saved, seconds = [], [], []
@@ -148,8 +169,9 @@ def run(options: RunOptions) -> RunResult:
                 folder = options.output if len(chosen.runs) == 1 else options.output / str(i)
                 saved.append(_save(result, folder, options.format))
         return RunResult(
-            session.backend, session.library, tuple(outputs), tuple(saved), tuple(seconds), chosen.describe()
-        )
+            session.backend, session.library, tuple(outputs), tuple(saved), tuple(seconds), chosen.describe(),
+            session.emulated or "", tuple(session.saturations()) if session.emulated else (), tuple(session.notes),
+        )  # fmt: skip
 
 
 def _samples(options: RunOptions, session: Session) -> Samples:

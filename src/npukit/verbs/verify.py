@@ -38,8 +38,13 @@ class VerifyOptions:
     Inputs are those given with --input, else test_data_set_* beside the reference, else generated.
     """
 
-    model: Path = arg("the model to judge (.dlc, context binary, .onnx)")
-    against: Path | None = opt(None, "The reference, usually the source model.", parse=Path, metavar="FILE")
+    model: Path = arg("the model to judge (.dlc, context binary, .om, .onnx)")
+    against: Path | None = opt(
+        None, "The reference, usually the source model [with --emulate: the model itself].", parse=Path, metavar="FILE"
+    )
+    emulate: str = opt(
+        "", "Compute as this chip would: ascend310p[:PRECISION[:LIST.json]] (backend ort).", metavar="CHIP"
+    )
     backend: str | None = opt(None, "Backend of the model [by file].", choices=BACKEND_NAMES)
     reference_backend: str | None = opt(None, "Backend of the reference [by file].", choices=BACKEND_NAMES)
     inputs: tuple[tuple[str, Path], ...] = opt(
@@ -78,6 +83,8 @@ def verify(options: VerifyOptions) -> Verification:
         >>> result.passed, result.outputs[0].metrics.sqnr_db > 60
         (True, True)
     """
+    if options.against is None and options.emulate:
+        options = replace(options, against=options.model)
     if options.against is None:
         raise UsageError("a reference is needed", where="--against", hint="give the source model: --against model.onnx")
     if options.random is not None and options.random < 1:
@@ -147,7 +154,9 @@ def verify_here(options: VerifyOptions, given: Samples | None = None) -> tuple[V
             takes = {info.name for info in reference.inputs}
             feeds = {name: array for name, array in chosen.runs[0].items() if name in takes}
             notes.append(check_rewritten(options.against, chosen.runs[0], reference.run(feeds)))
-        outcome = analysis.verify(model, reference, chosen, plan, notes)
+        outcome = analysis.verify(model, reference, chosen, plan, [*notes, *model.notes])
+        if model.emulated:
+            outcome = replace(outcome, emulated=model.emulated, saturations=tuple(model.saturations()))
         return outcome, chosen.runs[_worst_sample(outcome)]
 
 
@@ -156,7 +165,7 @@ def _model(options: VerifyOptions, stack: contextlib.ExitStack, *, dequantize: b
 
     session = Session(
         options.model, backend=options.backend, graph=options.graph, target=options.target, in_process=True,
-        threads=options.threads, dequantize=dequantize,
+        threads=options.threads, dequantize=dequantize, emulate=options.emulate,
     )  # fmt: skip
     return stack.enter_context(session)
 
@@ -307,6 +316,9 @@ def _fetch(source: ir.Model | None, names: list[str], indices: Mapping[str, Inde
 def precision_of(path: Path, session: Session) -> str:
     """The precision that a model computes in on its backend, as far as its stamp, graph or tensors tell."""
     from npukit.analysis import cost
+
+    if session.emulated or session.backend == "acl":
+        return "float16"  # whatever the mode, the 310P has matrix ops in float16 only
 
     stamp = session.stamp
     recorded = str(stamp.options.get("precision", "")) if stamp is not None else ""
