@@ -1,0 +1,378 @@
+# SPDX-FileCopyrightText: npukit contributors
+# SPDX-License-Identifier: Apache-2.0
+"""`python -m networks.pytorch`: networks of PyTorch, saved as .pt2, converted, and compared with PyTorch on QNN CPU.
+
+Those of `networks.pytorch_zoo` need torch; those of transformers are left out where it is not installed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+import npukit
+from benchmarks.pages import machine, table
+from networks import pytorch_zoo as zoo
+from networks.statistics import nearest_pair
+from npukit.errors import NpukitError
+
+COSINE = 0.9999
+ALIVE = 0.99
+HEAD = (
+    "network",
+    "layers",
+    "parameters",
+    "QNN ops",
+    "export s",
+    "convert s",
+    "nearest pair",
+    "cosine",
+    "largest error",
+)
+PAGE = """# PyTorch's networks
+
+Networks written in PyTorch (`networks/pytorch_zoo.py`; three of transformers {transformers}), with random weights and
+statistics taken from data, saved with `torch.export.save`, converted with `npukit convert NAME.pt2 --target qnn-cpu`,
+run on QNN CPU, and compared with what PyTorch itself computes: {count} inputs each, the worst output counts.
+
+- *layers*: modules with weights; *convert* has torch's import and export to ONNX in it.
+- *nearest pair*: the largest cosine between the outputs of two of the inputs, after their mean over all of them is
+  taken off where there is one for each class (alive: below {alive:g}).
+- *cosine*: the smallest between PyTorch's result and QNN CPU's (the goal is {cosine:g}); *largest error*: of an
+  output's range.
+
+{table}
+{failed}
+`digits` was trained on 240 of the 360 handwritten digits of `examples/digits` ({epochs} epochs, shifted by up to a
+pixel): top-1 on the other 120 is {top1} with PyTorch and {npu} on QNN CPU.
+
+{machine}. Written by `make networks-pytorch`.
+"""
+EPOCHS = 30
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network, how it is built, and how inputs are drawn.
+
+    Attributes:
+        name: file name without suffix.
+        build: makes the module.
+        feeds: the inputs of a number, by argument name.
+        norms: whether batch norms take their statistics from data.
+        head: attribute with the last layer of a classifier, whose bias takes the mean off; empty for none.
+    """
+
+    name: str
+    build: Callable[[], nn.Module]
+    feeds: Callable[[int], dict[str, Tensor]]
+    norms: bool = True
+    head: str = ""
+
+
+def images(size: int, channels: int = 3) -> Callable[[int], dict[str, Tensor]]:
+    """Images with patches of several sizes and a colour cast."""
+
+    def draw(seed: int) -> dict[str, Tensor]:
+        generator = torch.Generator().manual_seed(seed)
+        image = torch.randn(1, channels, 1, 1, generator=generator)
+        for cells in (2, 4, 8, 16):
+            noise = torch.randn(1, channels, cells, cells, generator=generator)
+            image = image + nn.functional.interpolate(noise, (size, size), mode="nearest") * (2.0 / cells**0.5)
+        return {"image": (image - image.mean()) / image.std()}
+
+    return draw
+
+
+def floats(**shapes: tuple[int, ...]) -> Callable[[int], dict[str, Tensor]]:
+    """Normal values; sequences drift, so that they are not alike."""
+
+    def draw(seed: int) -> dict[str, Tensor]:
+        generator = torch.Generator().manual_seed(seed)
+        found = {}
+        for name, shape in shapes.items():
+            level = torch.randn(*shape[:-1], 1, generator=generator)
+            found[name] = torch.randn(shape, generator=generator) + level
+        return found
+
+    return draw
+
+
+def tokens(seed: int) -> dict[str, Tensor]:
+    """A text of 64 tokens and its mask, whose length differs."""
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(0, 8000, (1, 64), generator=generator)
+    mask = (torch.arange(64) < 30 + 7 * (seed % 5)).long()[None]
+    return {"ids": ids, "mask": mask}
+
+
+def step(seed: int) -> dict[str, Tensor]:
+    """A token at a position with a filled cache."""
+    generator = torch.Generator().manual_seed(seed)
+    cache = {name: torch.randn(6, 1, 4, 128, 64, generator=generator) for name in ("keys", "values")}
+    token = torch.randint(0, 4000, (1, 1), generator=generator)
+    return {"token": token, "position": torch.tensor([40 + 5 * (seed % 8)]), **cache}
+
+
+NETWORKS = (
+    Network("resnet18", lambda: zoo.ResNet((2, 2, 2, 2), False), images(128), head="head"),
+    Network("resnet50", lambda: zoo.ResNet((3, 4, 6, 3), True), images(128), head="head"),
+    Network("mobilenet_v3", zoo.MobileNetV3, images(128), head="head.3"),
+    Network("efficientnet_b0", zoo.EfficientNet, images(128), head="head"),
+    Network("vit_tiny", zoo.ViT, images(160), head="head"),
+    Network("convnext", zoo.ConvNeXt, images(128), head="head"),
+    Network("unet", zoo.UNet, images(128)),
+    Network("deeplab_v3", zoo.DeepLab, images(128)),
+    Network("yolo", zoo.Yolo, images(160)),
+    Network("ssd_lite", zoo.Ssd, images(160)),
+    Network("edsr", zoo.Edsr, images(48)),
+    Network("lstm_speech", zoo.Lstm, floats(features=(1, 50, 40))),
+    Network("gru_forecast", zoo.Gru, floats(series=(1, 48, 8), state=(2, 1, 384)), head="head"),
+    Network("tcn", zoo.Tcn, floats(series=(1, 16, 600)), head="head"),
+    Network("bert", zoo.Bert, tokens),
+    Network("gpt_step", zoo.Decoder, step),
+    Network("audio_m18", zoo.Audio, floats(waveform=(1, 1, 16000)), head="head"),
+)
+
+
+def of_transformers() -> list[Network]:
+    """Architectures of transformers from configurations, where it is installed."""
+    if importlib.util.find_spec("transformers") is None:
+        return []
+    import transformers as t
+
+    def bert() -> nn.Module:
+        config = t.BertConfig(hidden_size=256, num_hidden_layers=6, num_attention_heads=4, intermediate_size=1024)
+        return t.BertModel(config)
+
+    def whisper() -> nn.Module:
+        config = t.WhisperConfig(
+            d_model=256, encoder_layers=4, encoder_attention_heads=4, encoder_ffn_dim=1024, max_source_positions=150
+        )
+        return t.models.whisper.modeling_whisper.WhisperEncoder(config)
+
+    def segformer() -> nn.Module:
+        return t.SegformerForSemanticSegmentation(t.SegformerConfig(num_labels=21))
+
+    def ids(seed: int) -> dict[str, Tensor]:
+        drawn = tokens(seed)
+        return {"input_ids": drawn["ids"], "attention_mask": drawn["mask"]}
+
+    def pixels(seed: int) -> dict[str, Tensor]:
+        return {"pixel_values": images(128)(seed)["image"]}
+
+    return [
+        Network("transformers_bert", bert, ids),
+        Network("transformers_whisper_encoder", whisper, floats(input_features=(1, 80, 300))),
+        Network("transformers_segformer", segformer, pixels),
+    ]
+
+
+def build(network: Network) -> nn.Module:
+    """The module with the scale of its activations taken from data, and a head that tells inputs apart."""
+    torch.manual_seed(3)
+    module = network.build()
+    norms = [m for m in module.modules() if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d)]
+    draws = [network.feeds(seed) for seed in range(100, 108)]
+    with torch.no_grad():
+        for norm in norms:
+            nn.init.uniform_(norm.weight, 0.5, 1.5)
+            nn.init.normal_(norm.bias, 0.2, 0.3)
+        if norms:
+            batch = {name: torch.cat([draw[name] for draw in draws]) for name in draws[0]}
+            _settle(module, norms, batch)
+        module.eval()
+        if network.head:
+            _centre(module, module.get_submodule(network.head), draws)
+    return module
+
+
+def _settle(module: nn.Module, norms: list[Any], batch: dict[str, Tensor]) -> None:
+    """Statistics of one batch, which every norm sees as it will be after the norms before it are settled."""
+    module.eval()
+    for norm in norms:
+        norm.train()
+        norm.momentum = 1.0
+    module(**batch)
+    module.eval()
+
+
+def _centre(module: nn.Module, head: Any, draws: list[dict[str, Tensor]]) -> None:
+    """Take the mean over the draws off what `head` gives, by its bias."""
+    given: list[Tensor] = []
+    hook = head.register_forward_hook(lambda _m, _i, output: given.append(output))
+    for draw in draws:
+        module(**draw)
+    hook.remove()
+    head.bias -= torch.cat(given).reshape(-1, head.bias.shape[0]).mean(0)
+
+
+def trained() -> tuple[nn.Module, Tensor, Tensor]:
+    """A network trained on 240 digits, and the 120 others with their labels."""
+    with np.load("examples/digits/digits.npz") as data:
+        pictures = torch.from_numpy(data["images"]).float().div(16)[:, None]
+        labels = torch.from_numpy(data["labels"]).long()
+    torch.manual_seed(0)
+    module = zoo.Digits()
+    optimizer = torch.optim.AdamW(module.parameters(), 2e-3)
+    plan = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, EPOCHS)
+    for _ in range(EPOCHS):
+        module.train()
+        order = torch.randperm(240)
+        for some in order.split(32):
+            down, right = (int(v) for v in torch.randint(-1, 2, (2,)))
+            moved = torch.roll(pictures[some], (down, right), (2, 3))
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(module(moved), labels[some]).backward()
+            optimizer.step()
+        plan.step()
+    return module.eval(), pictures[240:], labels[240:]
+
+
+def flat(values: Any) -> list[np.ndarray[Any, Any]]:
+    """The tensors of a result, in order."""
+    return [leaf.numpy() for leaf in torch.utils._pytree.tree_leaves(values) if isinstance(leaf, Tensor)]
+
+
+def measure(network: Network, folder: Path, count: int) -> tuple[dict[str, str], list[str]]:
+    """A row of the table, and what does not hold."""
+    module = build(network)
+    row = {
+        "network": network.name,
+        "layers": str(sum(1 for m in module.modules() if next(m.parameters(recurse=False), None) is not None)),
+        "parameters": f"{sum(p.numel() for p in module.parameters()) / 1e6:.1f} M",
+    }
+    draws = [network.feeds(seed) for seed in range(count)]
+    with torch.no_grad():
+        expected = [flat(module(**draw)) for draw in draws]
+    rows = np.stack([np.concatenate([part.ravel().astype(np.float64) for part in one]) for one in expected])
+    nearest = max(
+        nearest_pair(np.stack([one[i].ravel().astype(np.float64) for one in expected])) for i in range(len(expected[0]))
+    )
+    row["nearest pair"] = f"{nearest:.3f}"
+    failed = [] if nearest < ALIVE and np.isfinite(rows).all() else ["it is not alive"]
+    source, artifact = folder / f"{network.name}.pt2", folder / f"{network.name}.dlc"
+    start = time.perf_counter()
+    torch.export.save(torch.export.export(module, (), draws[0]), source)
+    row["export s"] = f"{time.perf_counter() - start:.1f}"
+    start = time.perf_counter()
+    try:
+        result = npukit.convert(source, artifact, target="qnn-cpu", verify=False)
+        row["convert s"] = f"{time.perf_counter() - start:.1f}"
+        row["QNN ops"] = str(sum(result.converted.ops.values()))
+        cosine, worst = compare(artifact, draws, expected)
+    except NpukitError as error:
+        return row, [*failed, " ".join(str(error).split())[:300]]
+    finally:
+        source.unlink(missing_ok=True)
+        artifact.unlink(missing_ok=True)
+    row |= {"cosine": f"{cosine:.7f}", "largest error": f"{worst:.1e}"}
+    return row, failed if cosine >= COSINE else [*failed, f"the cosine is {cosine:.5f}"]
+
+
+def compare(artifact: Path, draws: list[dict[str, Tensor]], expected: list[list[Any]]) -> tuple[float, float]:
+    """The smallest cosine and the largest error as a share of the range, over inputs and outputs."""
+    cosine, worst = 1.0, 0.0
+    with npukit.Session(artifact, backend="qnn-cpu") as session:
+        wanted = [info.name for info in session.inputs]
+        for draw, theirs in zip(draws, expected, strict=True):
+            got = list(session.run({name: draw[name].numpy() for name in wanted}).values())
+            for a, b in zip(theirs, got, strict=True):
+                x, y = a.ravel().astype(np.float64), b.ravel().astype(np.float64)
+                assert a.shape == b.shape
+                cosine = min(cosine, float(x @ y / (np.linalg.norm(x) * np.linalg.norm(y))))
+                worst = max(worst, float(np.abs(x - y).max() / np.ptp(x)))
+    return cosine, worst
+
+
+def digits(folder: Path) -> tuple[dict[str, str], list[str], str, str]:
+    """The trained network: its row, and top-1 of PyTorch and of QNN CPU."""
+    module, pictures, labels = trained()
+    network = Network("digits", lambda: module, lambda seed: {"image": pictures[seed : seed + 1]}, norms=False)
+    artifact = folder / "digits.dlc"
+    draws = [network.feeds(seed) for seed in range(len(pictures))]
+    with torch.no_grad():
+        expected = [flat(module(**draw)) for draw in draws]
+    source = folder / "digits.pt2"
+    torch.export.save(torch.export.export(module, (), draws[0]), source)
+    start = time.perf_counter()
+    result = npukit.convert(source, artifact, target="qnn-cpu", verify=False)
+    seconds = time.perf_counter() - start
+    cosine, worst = compare(artifact, draws, expected)
+    with npukit.Session(artifact, backend="qnn-cpu") as session:
+        ours = [int(np.argmax(next(iter(session.run({"image": d["image"].numpy()}).values())))) for d in draws]
+    theirs = [int(np.argmax(one[0])) for one in expected]
+    truth = labels.tolist()
+    row = {
+        "network": "digits (trained)",
+        "layers": str(sum(1 for m in module.modules() if next(m.parameters(recurse=False), None) is not None)),
+        "parameters": f"{sum(p.numel() for p in module.parameters()) / 1e6:.1f} M",
+        "QNN ops": str(sum(result.converted.ops.values())),
+        "convert s": f"{seconds:.1f}",
+        "cosine": f"{cosine:.7f}",
+        "largest error": f"{worst:.1e}",
+    }
+    top = [sum(a == b for a, b in zip(found, truth, strict=True)) / len(truth) for found in (theirs, ours)]
+    failed = [] if cosine >= COSINE and top[0] > 0.9 else [f"cosine {cosine:.5f}, top-1 {top[0]:.1%}"]
+    return row, failed, f"{top[0]:.1%}", f"{top[1]:.1%}"
+
+
+def main() -> int:
+    """Measure; 1 where a network does not hold."""
+    parser = argparse.ArgumentParser(prog="python -m networks.pytorch", description=__doc__)
+    parser.add_argument("names", nargs="*", help="networks [all]")
+    parser.add_argument("--inputs", type=int, default=3)
+    parser.add_argument("--markdown", type=Path)
+    options = parser.parse_args()
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    rows, failed = [], []
+    top1 = npu = "not measured"
+    with tempfile.TemporaryDirectory() as name:
+        for network in (*NETWORKS, *of_transformers()):
+            if not options.names or network.name in options.names:
+                row, faults = measure(network, Path(name), options.inputs)
+                rows.append(row)
+                failed += [f"{network.name}: {fault}" for fault in faults]
+                sys.stdout.write(f"{row} {faults}\n")
+                sys.stdout.flush()
+        if not options.names or "digits" in options.names:
+            row, faults, top1, npu = digits(Path(name))
+            rows.append(row)
+            failed += [f"digits: {fault}" for fault in faults]
+            sys.stdout.write(f"{row} {faults} {top1} {npu}\n")
+    if options.markdown is not None:
+        here = machine()
+        versions = f"torch {torch.__version__}, {here['cpu']}, {here['cores']} cores, {here['date']}"
+        text = PAGE.format(
+            transformers=_version("transformers"), count=options.inputs, alive=ALIVE, cosine=COSINE, epochs=EPOCHS,
+            table="\n".join(table(HEAD, [[row.get(key, "-") for key in HEAD] for row in rows])),
+            failed="".join(f"\nDoes not hold: {fault}\n" for fault in failed), top1=top1, npu=npu, machine=versions,
+        )  # fmt: skip
+        options.markdown.write_text(text)
+    return 1 if failed else 0
+
+
+def _version(package: str) -> str:
+    from importlib import metadata
+
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "(not installed)"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
