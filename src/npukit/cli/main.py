@@ -60,11 +60,17 @@ VERBS: Table = {
 POLICY: Table = {
     "export": ("npukit.policies.export_verb", "ExportOptions", "export", "Make a policy folder from a checkpoint."),
     "run": ("npukit.policies.run_verb", "RunOptions", "run", "Run a policy on recorded observations."),
+    "verify": (
+        "npukit.policies.verify_verb",
+        "VerifyOptions",
+        "verify",
+        "Compare a policy with its checkpoint or elsewhere.",
+    ),
     "eval": ("npukit.sim.eval_verb", "EvalOptions", "evaluate", "Evaluate a policy in closed loop."),
     "serve": ("npukit.serving.serve_verb", "ServeOptions", "serve", "Serve a policy to robots over a web socket."),
 }
 GROUPS: dict[str, tuple[Table, str]] = {
-    "policy": (POLICY, "Robot policies: export, run, eval, serve."),
+    "policy": (POLICY, "Robot policies: export, run, verify, eval, serve."),
 }
 
 _ClickError: type[Exception] = typer.BadParameter.__mro__[2]  # click's base class, vendored by newer typers

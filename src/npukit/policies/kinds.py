@@ -53,6 +53,8 @@ class Kind:
         read: "module:function" of `Reader`: what a checkpoint says beside its weights; numpy only.
         precisions: what its exporter can write models in, the first where nothing is asked for.
         options: names of its own options.
+        reference: "module:function" that runs a checkpoint in PyTorch, `f(checkpoint, manifest, probes, threads)` ->
+            an iterator of `recording.Run`; "" where there is none.
     """
 
     name: str
@@ -63,6 +65,7 @@ class Kind:
     read: str = "npukit.policies.lerobot:read"
     precisions: tuple[str, ...] = ("float32",)
     options: tuple[str, ...] = ()
+    reference: str = ""
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
@@ -27,6 +27,21 @@ class Sample:
 
     inputs: dict[str, Array]
     outputs: dict[str, Array]
+
+
+@dataclass(frozen=True)
+class Run:
+    """What came of one observation.
+
+    Attributes:
+        chunk: normalized actions [chunk_size, A].
+        samples: runs of the components by name.
+        tokens: ids of the action's tokens int64 [n]; None for a kind without.
+    """
+
+    chunk: Array
+    samples: dict[str, list[Sample]]
+    tokens: Array | None = None
 
 
 class Recorder:
@@ -108,6 +123,20 @@ def record(
         runtime.prefix(probe.inputs)
         chunks.append(np.array(runtime.chunk(probe.noise, rng)))
     return chunks, {name: recorder.samples for name, recorder in recorders.items()}
+
+
+def runs(manifest: Manifest, sessions: Mapping[str, Session], probes: Iterable[Probe]) -> Iterator[Run]:
+    """Run a policy, with its components on ONNX Runtime, on probes one by one; all runs of the components are kept."""
+    recorders = {component.name: Recorder(sessions[component.name]) for component in manifest.components}
+    make = kinds.resolve(kinds.kind(manifest.kind).runtime)
+    runtime: kinds.Runtime = make(manifest, cast("Mapping[str, Session]", recorders))
+    for probe in probes:
+        for recorder in recorders.values():
+            recorder.samples = []
+        runtime.reset()
+        runtime.prefix(probe.inputs)
+        chunk = np.array(runtime.chunk(probe.noise, np.random.default_rng(0)))
+        yield Run(chunk, {name: r.samples for name, r in recorders.items()}, getattr(runtime, "tokens", None))
 
 
 def _every(runs: int, per_chunk: int) -> int:

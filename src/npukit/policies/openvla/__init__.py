@@ -11,5 +11,6 @@ KIND = Kind(
     runtime="npukit.policies.openvla.runtime:Runtime",
     read="npukit.policies.openvla.checkpoint:read",
     precisions=("float16", "float32"),
+    reference="npukit.policies.openvla.reference:runs",
     options=("prompt_length", "unnorm_key", "prompt", "center_crop", "gripper"),
 )
