@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from npukit import files
+from npukit.analysis.postprocess import Postprocessing
 from npukit.analysis.preprocess_spec import ORDER, YUV, ImageSpec, contradictions, parse, plain, read_yaml
 from npukit.analysis.samples import Array, InputInfo, artifact_names, dtype_of, read_input
 from npukit.errors import Fault, InputError, nearest
@@ -44,6 +45,7 @@ class Preprocessing:
 
     inputs: Mapping[str, ImageSpec] = field(default_factory=lambda: {"": ImageSpec()})
     origin: str = ""
+    after: Postprocessing | None = None
 
     @classmethod
     def load(cls, source: Path | str | Mapping[str, Any] | Preprocessing) -> Preprocessing:
@@ -56,6 +58,8 @@ class Preprocessing:
             return source
         origin = "" if isinstance(source, Mapping) else str(source)
         data = source if isinstance(source, Mapping) else read_yaml(Path(source))
+        after = Postprocessing.load(source) if "postprocessing" in data else None
+        data = {key: value for key, value in data.items() if key != "postprocessing"}
         faults: list[Fault] = []
         specs: dict[str, ImageSpec] = {}
         if "inputs" in data:
@@ -74,12 +78,13 @@ class Preprocessing:
             faults += contradictions(spec, f"inputs.{name}." if name else "")
         if faults:
             raise InputError("the preprocessing spec cannot be meant", where=origin, faults=faults)
-        return cls(specs, origin)
+        return cls(specs, origin, after)
 
     def to_dict(self) -> dict[str, Any]:
         """The spec as plain data that `load` reads back: for stamps, and as its identity."""
         entries = {name: plain(spec) for name, spec in sorted(self.inputs.items())}
-        return entries[""] if set(entries) == {""} else {"inputs": entries}
+        steps = entries[""] if set(entries) == {""} else {"inputs": entries}
+        return steps if self.after is None else {**steps, "postprocessing": self.after.to_dict()}
 
     def spec(self, info: InputInfo) -> ImageSpec | None:
         """The steps for an input, by its name or its name in the artifact; None where the spec is for others only."""
@@ -248,6 +253,18 @@ def _table(spec: ImageSpec, channels: int, info: InputInfo, bad: Callable[..., I
     return codes.astype(dtype)
 
 
+def input_extents(recipe: Preprocessing, info: InputInfo) -> tuple[int, int] | None:
+    """Height and width of the pictures that an input takes by `recipe`; None where it takes none."""
+    spec = recipe.spec(info)
+    try:
+        plan = _plan(spec or ImageSpec(), info)
+    except InputError:
+        return None
+    if isinstance(plan.expects, tuple):
+        return plan.expects
+    return spec.geometry() if spec is not None else None
+
+
 # --- pixels ---
 
 
@@ -333,8 +350,7 @@ def _padded(spec: ImageSpec, pixels: Pixels, where: str) -> Pixels:
         raise InputError(f"pad.value has {len(spec.pad.value)} values for {pixels.shape[2]} channels", where=where)
     result = np.empty((rows, columns, pixels.shape[2]), np.uint8)
     result[:] = np.asarray(spec.pad.value).astype(np.uint8)
-    share = {"end": 0, "start": 2, "both": 1}[spec.pad.where]
-    top, left = (rows - height) * share // 2, (columns - width) * share // 2
+    top, left = spec.pad.place(height, width)
     result[top : top + height, left : left + width] = pixels
     return result
 

@@ -85,6 +85,11 @@ class Pad:
     value: tuple[float, ...] = (0.0,)
     where: str = "end"
 
+    def place(self, height: int, width: int) -> tuple[int, int]:
+        """Row and column at which an image of this size lies."""
+        share = {"end": 0, "start": 2, "both": 1}[self.where]
+        return (self.size[0] - height) * share // 2, (self.size[1] - width) * share // 2
+
 
 @dataclass(frozen=True)
 class Quantize:
@@ -141,6 +146,40 @@ class ImageSpec:
             left, top, right, bottom = self.crop.window(0, 0)
             return bottom - top, right - left
         return self.resize.size if self.resize else None
+
+
+@dataclass(frozen=True)
+class PostSpec:
+    """What is done with outputs.
+
+    Attributes:
+        task: "classification", "segmentation" or "detection".
+        output: scores or map; None for the only output.
+        top: at most so many classes or boxes, the best first.
+        softmax: the scores are logits: make shares of them.
+        layout: "NCHW" or "NHWC" of an output that has a score of every class at every pixel.
+        boxes, scores, classes, count: outputs of a detector; `count` where only the first boxes hold.
+        box: how the four numbers of a box are meant.
+        normalized: boxes are 0 to 1 over the input.
+        threshold: least score of a box.
+        labels: one a class (in a file: one a line).
+        class_offset: the model's class of the first label: 1 where 0 is the background that has no label.
+    """
+
+    task: str
+    output: str | None = None
+    top: int = 5
+    softmax: bool = False
+    layout: str | None = None
+    boxes: str | None = None
+    scores: str | None = None
+    classes: str | None = None
+    count: str | None = None
+    box: str = "yxyx"
+    normalized: bool = True
+    threshold: float = 0.5
+    labels: tuple[str, ...] = ()
+    class_offset: int = 0
 
 
 def read_yaml(path: Path) -> Mapping[str, Any]:
@@ -262,6 +301,24 @@ def _one_of(*known: str) -> Callable[[Any], str]:
     return parse
 
 
+def _flag(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise _Bad("true or false")
+    return value
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str) or not 0 < len(value) <= 4096:
+        raise _Bad("a name")
+    return value
+
+
+def _texts(value: Any) -> tuple[str, ...]:
+    if not isinstance(value, list | tuple) or len(value) > 100_000:
+        raise _Bad("a list of labels, or the file that has one a line")
+    return tuple(str(item) for item in value)
+
+
 _DTYPES = ("float16", "bfloat16", "float32", "float64", "uint8", "int8", "uint16", "int16", "int32", "int64")
 # How the value of each key is read; a dataclass stands for its own keys.
 _KEYS: dict[type, dict[str, Any]] = {
@@ -292,8 +349,26 @@ _KEYS: dict[type, dict[str, Any]] = {
         "layout": _one_of("NCHW", "NHWC"),
         "dtype": _one_of(*_DTYPES),
     },
+    PostSpec: {
+        "task": _one_of("classification", "segmentation", "detection"),
+        **dict.fromkeys(("output", "boxes", "scores", "classes", "count"), _text),
+        "top": _whole,
+        "softmax": _flag,
+        "layout": _one_of("NCHW", "NHWC"),
+        "box": _one_of("yxyx", "xyxy", "cxcywh"),
+        "normalized": _flag,
+        "threshold": _number,
+        "labels": _texts,
+        "class_offset": _offset,
+    },
 }
-_EXACTLY_ONE = {Resize: ("size", "shorter", "longer"), Crop: ("center", "box"), Pad: ("size",), Quantize: ("scale",)}
+_EXACTLY_ONE = {
+    Resize: ("size", "shorter", "longer"),
+    Crop: ("center", "box"),
+    Pad: ("size",),
+    Quantize: ("scale",),
+    PostSpec: ("task",),
+}
 
 
 def parse(kind: type[Any], data: Any, where: str, faults: list[Fault]) -> Any:

@@ -267,6 +267,13 @@ def preprocessing(spec: Any) -> dict[str, Any] | None:
     return None if spec is None else Preprocessing.load(spec).to_dict()
 
 
+def postprocessing(spec: Any) -> dict[str, Any] | None:
+    """A postprocessing spec (a YAML file, a dict or a `Postprocessing`) as plain data, checked; None stays None."""
+    from npukit.analysis.postprocess import Postprocessing
+
+    return None if spec is None else Postprocessing.load(spec).to_dict()
+
+
 def io_config(config: Any) -> dict[str, Any] | None:
     """An I/O config (a YAML file, its content, or an `IoConfig`) as plain data, checked; None stays None."""
     from npukit.analysis.preprocess_spec import load_yaml

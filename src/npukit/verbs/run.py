@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from npukit import files, log
-from npukit.analysis import DEFAULT_SEED, saturation, text
+from npukit.analysis import DEFAULT_SEED, postprocess, saturation, text
 from npukit.analysis.preprocess import recorded
 from npukit.analysis.samples import Samples, generate, given, read_input
 from npukit.errors import InputError, UsageError
 from npukit.runtime import BACKEND_NAMES
 from npukit.verbs import options as o
+from npukit.verbs.meaning import meaning
 from npukit.verbs.options import arg, opt, verb
 
 if TYPE_CHECKING:
@@ -46,6 +47,9 @@ class RunOptions:
     input_list: Path | None = opt(None, "File that lists the inputs of each run.", parse=Path, metavar="FILE")
     preprocessing: Any = opt(
         None, "What is done with image files (YAML) [the stamp's].", parse=o.preprocessing, metavar="FILE"
+    )
+    postprocessing: Any = opt(
+        None, "What the outputs mean (YAML) [the stamp's].", parse=o.postprocessing, metavar="FILE"
     )
     random: int | None = opt(None, "Generate the inputs of this many runs.")
     seed: int = opt(DEFAULT_SEED, "Seed of generated inputs.")
@@ -80,6 +84,7 @@ class RunResult:
         emulated: the chip whose arithmetic was emulated, with the precision mode; empty for none.
         saturations: the tensors that it saturated, over all runs.
         notes: what the backend has to say about the model.
+        results: what the outputs of each run mean, where postprocessing says it; see `Postprocessing.apply`.
     """
 
     backend: str
@@ -91,6 +96,7 @@ class RunResult:
     emulated: str = ""
     saturations: tuple[Saturation, ...] = ()
     notes: tuple[str, ...] = ()
+    results: tuple[dict[str, Any], ...] = ()
     exit_code: int = 0
 
     def to_json(self) -> dict[str, Any]:
@@ -99,7 +105,8 @@ class RunResult:
         for i, outputs in enumerate(self.outputs):
             saved = self.saved[i] if self.saved else {}
             rows = [{**_figures(n, a), "file": str(saved[n]) if n in saved else None} for n, a in outputs.items()]
-            runs.append({"seconds": self.seconds[i], "outputs": rows})
+            found = {"results": postprocess.as_json(self.results[i])} if self.results else {}
+            runs.append({"seconds": self.seconds[i], "outputs": rows, **found})
         return {
             "backend": self.backend,
             "library": self.library,
@@ -123,6 +130,7 @@ class RunResult:
         lines.append(text.table(("run", "output", "shape", "min", "max", "mean", "file" if self.saved else ""), rows))
         lines += saturation.lines(self.emulated, self.saturations)
         lines += [f"note: {note}" for note in self.notes]
+        lines += [f"run {i}: {line}" for i, found in enumerate(self.results) for line in postprocess.as_lines(found)]
         return "\n".join(lines)
 
 
@@ -158,7 +166,8 @@ def run(options: RunOptions) -> RunResult:
         emulate=options.emulate,
     ) as session:  # fmt: skip
         chosen = _samples(options, session)
-        outputs, saved, seconds = [], [], []
+        after = meaning(options.preprocessing, options.postprocessing, session, _entries(options, session))
+        outputs, saved, seconds, results = [], [], [], []
         for i, sample in enumerate(chosen.runs):
             log.report(f"run {i + 1} of {len(chosen.runs)}", i / len(chosen.runs))
             start = time.perf_counter()
@@ -168,9 +177,14 @@ def run(options: RunOptions) -> RunResult:
             if options.output is not None:
                 folder = options.output if len(chosen.runs) == 1 else options.output / str(i)
                 saved.append(_save(result, folder, options.format))
+            if after is not None:
+                results.append(after.of(result, i))
+                if options.output is not None:
+                    postprocess.save(results[-1], folder)
         return RunResult(
             session.backend, session.library, tuple(outputs), tuple(saved), tuple(seconds), chosen.describe(),
             session.emulated or "", tuple(session.saturations()) if session.emulated else (), tuple(session.notes),
+            tuple(results),
         )  # fmt: skip
 
 
@@ -186,11 +200,16 @@ def _samples(options: RunOptions, session: Session) -> Samples:
         if options.random < 1:
             raise UsageError("at least one run is needed", where="--random")
         return generate(session.inputs, options.random, seed=options.seed, ranges=options.input_ranges)
-    entries = list(options.inputs)
-    if options.input_list is not None:
-        entries = read_list(options.input_list, [info.name for info in session.inputs])
+    entries = _entries(options, session)
     recipe = recorded(session.stamp.options if session.stamp else None, options.preprocessing)
     return given(entries, session.inputs, recipe.read if recipe else read_input)
+
+
+def _entries(options: RunOptions, session: Session) -> list[tuple[str, Path]]:
+    """Name and file of every input that was given."""
+    if options.input_list is not None:
+        return read_list(options.input_list, [info.name for info in session.inputs])
+    return list(options.inputs)
 
 
 def read_list(path: Path, names: list[str]) -> list[tuple[str, Path]]:
