@@ -164,10 +164,20 @@ def non_negative(context: Context, node: ir.Node, limit: Limit) -> str:
     for place, given in _values(node, limit):
         low, _ = context.ranges.of(given)
         # an input, and what is computed of it without a bound, says nothing about its values
-        known = given.const_value is not None or -(2**31) < low < 0
+        known = given.const_value is not None or (-(2**31) < low < 0 and not _counted_from_front(given))
         if known and low < 0:
             return f"{limit.say}: {place} may be {int(low)}" if given.const_value is None else f"{limit.say} in {place}"
     return ""
+
+
+def _counted_from_front(value: ir.Value) -> bool:
+    """Whether the value is i where i >= 0, else i plus something: an index whose sign was seen to."""
+    where = value.producer()
+    less = None if where is None or where.op_type != "Where" else where.inputs[0]
+    test = None if less is None else less.producer()
+    if where is None or test is None or test.op_type != "Less" or test.inputs[0] is not where.inputs[2]:
+        return False
+    return ints(test.inputs[1]) == [0]
 
 
 def magnitude(context: Context, node: ir.Node, limit: Limit) -> str:

@@ -28,7 +28,7 @@ _MOST_SUMMED = 65504  # ones that float16 can add up
 
 
 def expand_norms(model: ir.Model, setting: Setting) -> int:
-    """RMSNormalization and LayerNormalization, in whatever spelling, become plain ops.
+    """RMS, layer and group normalization, the first two in whatever spelling, become plain ops.
 
     A root mean square overflows float16 from |x| = 256 on. With s = max(max |x|, 1) and y = x / s,
 
@@ -41,8 +41,12 @@ def expand_norms(model: ir.Model, setting: Setting) -> int:
     recognize_norms(model)
     names, count = Names(model.graph), 0
     for node in model.graph:
-        if is_ai_onnx(node, "RMSNormalization", "LayerNormalization"):
-            count += _expand(model, names, node, setting)
+        if is_ai_onnx(node, "RMSNormalization", "LayerNormalization", "GroupNormalization"):
+            builder = Rewriter(model, names, node)
+            value = _expanded(builder, node, setting)
+            if value is not None:
+                builder.put([value])
+                count += 1
     return count
 
 
@@ -61,48 +65,73 @@ def _means_of_sums(model: ir.Model) -> None:
             builder = Rewriter(model, names, node)
             keep = attribute(total, "keepdims", 1)
             builder.put([builder.op("ReduceMean", total.inputs[0], total.inputs[1], keepdims=keep)])
+            builder.graph.remove(total, safe=True)  # else the squares have two readers
 
 
-def _expand(model: ir.Model, names: Names, node: ir.Node, setting: Setting) -> int:
+def _expanded(builder: Rewriter, node: ir.Node, setting: Setting) -> ir.Value | None:
     source, scale, bias = node.inputs[0], node.inputs[1], input_at(node, 2)
-    if source is None or output_used(node, 1) or output_used(node, 2):
-        return 0
-    shape = need_shape(source)
-    axis = attribute(node, "axis", -1) % len(shape)
-    if not all(isinstance(d, int) for d in shape[axis:]):
-        return 0
-    builder = Rewriter(model, names, node)
-    axes, number = builder.ints(range(axis, len(shape)), "axes"), math.prod(shape[axis:])
+    shape = shape_of(source)
+    if source is None or shape is None or output_used(node, 1) or output_used(node, 2):
+        return None
+    epsilon = attribute(node, "epsilon", 1e-5)
     # the op computes in float32 unless it is told otherwise
     wide = source.dtype == ir.DataType.FLOAT16 and attribute(node, "stash_type", 1) == 1
     x = builder.op("Cast", source, to=int(ir.DataType.FLOAT)) if wide else source
     held = ir.DataType.FLOAT if wide else source.dtype or ir.DataType.FLOAT
+    scaled = in_float16(source, setting.precision)
+    if node.op_type == "GroupNormalization":
+        groups = [shape[0], attribute(node, "num_groups"), -1]
+        x = builder.op("Reshape", x, builder.ints(groups, "groups"))
+        number = math.prod(shape[1:]) // groups[1]
+        x = builder.op("Reshape", _normalized(builder, x, [2], number, epsilon, held, True, scaled),
+                       builder.ints(shape, "shape"))  # fmt: skip
+        wanted = builder.ints([-1, *[1] * (len(shape) - 2)], "channels")
+        scale, bias = (v and builder.op("Reshape", v, wanted) for v in (scale, bias))
+    else:
+        axis = attribute(node, "axis", -1) % len(shape)
+        axes, number = list(range(axis, len(shape))), math.prod(shape[axis:])
+        centred = node.op_type == "LayerNormalization"
+        x = _normalized(builder, x, axes, number, epsilon, held, centred, scaled)
+    if wide:
+        x = builder.op("Cast", x, to=int(ir.DataType.FLOAT16))
+    if scale is not None and not _all(scale, 1):
+        x = builder.op("Mul", x, scale)
+    if bias is not None and not _all(bias, 0):
+        x = builder.op("Add", x, bias)
+    return x
 
-    def number_of(value: float, hint: str) -> ir.Value:
+
+def _normalized(
+    builder: Rewriter,
+    x: ir.Value,
+    axes: list[int],
+    number: int,
+    epsilon: float,
+    held: ir.DataType,
+    centred: bool,
+    scaled: bool,
+) -> ir.Value:
+    """X over its root mean square along `axes`, which have `number` elements; `centred`: x less its mean."""
+    along = builder.ints(axes, "axes")
+
+    def constant_of(value: float, hint: str) -> ir.Value:
         return builder.const(np.asarray(value).astype(held.numpy()), hint)
 
-    if node.op_type == "LayerNormalization":
-        x = builder.op("Sub", x, builder.op("ReduceMean", x, axes))
-    epsilon = number_of(attribute(node, "epsilon", 1e-5), "epsilon")
-    if in_float16(source, setting.precision):
-        largest = builder.op("ReduceMax", builder.op("Abs", x), axes)
-        divisor = builder.op("Max", largest, number_of(1.0, "one"))
+    if centred:
+        x = builder.op("Sub", x, builder.op("ReduceMean", x, along))
+    small = constant_of(epsilon, "epsilon")
+    if scaled:
+        largest = builder.op("ReduceMax", builder.op("Abs", x), along)
+        divisor = builder.op("Max", largest, constant_of(1.0, "one"))
         x = builder.op("Div", x, divisor)
-        epsilon = builder.op("Div", builder.op("Div", epsilon, divisor), divisor)
+        small = builder.op("Div", builder.op("Div", small, divisor), divisor)
     square = builder.op("Mul", x, x)
     if number <= _MOST_SUMMED:
-        mean = builder.op("Div", builder.op("ReduceSum", square, axes), number_of(number, "number"))
+        mean = builder.op("Div", builder.op("ReduceSum", square, along), constant_of(number, "number"))
     else:
-        mean = builder.op("ReduceMean", square, axes)
-    y = builder.op("Div", x, builder.op("Sqrt", builder.op("Add", mean, epsilon)))
-    if wide:
-        y = builder.op("Cast", y, to=int(ir.DataType.FLOAT16))
-    if scale is not None and not _all(scale, 1):
-        y = builder.op("Mul", y, scale)
-    if bias is not None and not _all(bias, 0):
-        y = builder.op("Add", y, bias)
-    builder.put([y])
-    return 1
+        mean = builder.op("ReduceMean", square, along)
+    value: ir.Value = builder.op("Div", x, builder.op("Sqrt", builder.op("Add", mean, small)))
+    return value
 
 
 def _all(value: ir.Value, number: float) -> bool:
