@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
-from npukit.errors import Fault, InputError, NpukitError, UsageError, nearest
+from npukit.errors import Fault, InputError, NpukitError, UsageError, WorkerDied, nearest
 from npukit.runtime import BACKEND_NAMES, host
 from npukit.runtime.binding import Binding as Binding
 from npukit.runtime.binding import caller_buffers
@@ -422,7 +422,13 @@ class Session:
         if self._engine is not None:
             self._engine.close()
         if self._worker is not None:
-            self._worker.close()
+            try:
+                # Elsewhere what the process held goes with it; a device wants to be given back in order.
+                if self._number and self._description.backend == "acl":
+                    with contextlib.suppress(WorkerDied):
+                        self._call("close")
+            finally:
+                self._worker.close()
         self._buffers = None
 
     def __enter__(self) -> Session:

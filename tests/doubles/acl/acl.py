@@ -9,12 +9,11 @@ computed by onnx's reference implementation. Knows nothing of npukit.
 
 For tests: `live()` says what is still held, `violations` what a real device would not forgive. Variables:
 ACL_DOUBLE_MEMORY bytes of the device, ACL_DOUBLE_SOC its name, ACL_DOUBLE_FAIL "mdl.execute=507011@3": the third call
-fails so, ACL_DOUBLE_REPORT a file that gets `live()`, `violations` and the calls' counts when the process ends.
+fails so, ACL_DOUBLE_REPORT a file that gets `live()`, `violations` and the calls' counts at every acl.finalize.
 """
 
 from __future__ import annotations
 
-import atexit
 import collections
 import ctypes
 import itertools
@@ -121,6 +120,9 @@ def finalize():
         if name != "initialized":
             violations.append(f"finalize with {count} {name}")
     _s.initialized = False
+    if "ACL_DOUBLE_REPORT" in os.environ:
+        text = json.dumps({"live": live(), "violations": violations, "calls": dict(calls)})
+        Path(os.environ["ACL_DOUBLE_REPORT"]).write_text(text, encoding="utf-8")
 
 
 def get_soc_name():
@@ -573,13 +575,6 @@ def _function(name, kinds, returns, needs):
     return call
 
 
-def _report():
-    path = os.environ.get("ACL_DOUBLE_REPORT")
-    if path:
-        text = json.dumps({"live": live(), "violations": violations, "calls": dict(calls)})
-        Path(path).write_text(text, encoding="utf-8")
-
-
 _made = {name: _function(name, *row[:3]) for name, row in CALLS.items()}
 rt = SimpleNamespace(**{name[3:]: call for name, call in _made.items() if name.startswith("rt.")})
 mdl = SimpleNamespace(**{name[4:]: call for name, call in _made.items() if name.startswith("mdl.")})
@@ -589,4 +584,3 @@ for _name, _call in _made.items():
 # what a caller may not reach: the bodies behind the functions of rt and mdl
 for _name in {name.rpartition(".")[2] for name in CALLS if "." in name}:
     del globals()[_name]
-atexit.register(_report)
