@@ -56,6 +56,7 @@ QUIRKS: dict[str, Quirk] = {
             _CPU,
             _RUN,
         ),
+        Quirk("bilinear_resize_of_codes_coarse", "ResizeBilinear of codes is off by up to two steps", _CPU, _RUN),
         Quirk("pool_ceil_refused", "rounding_mode CEIL fails at composition", _CPU, _RUN),
         Quirk(
             "float32_computed_in_float16", "FLOAT_32 is computed and saturated like FLOAT_16 from V69 on", _HTP, _RUN

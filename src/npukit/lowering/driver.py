@@ -177,7 +177,11 @@ def _lower(
     read = {id(t) for op in graph.ops for t in op.inputs if t is not None}
     unused = [t.held for t in graph.inputs if id(t) not in read and t.held is not None]
     graph.inputs = [t for t in graph.inputs if id(t) in read]
-    folded = {t.held.source: t.data for t in graph.outputs if id(t) not in made and t.held is not None}
+    folded = {
+        t.held.source: None if t.data is None else t.data.reshape(t.held.shape)  # a scalar is held as [1]
+        for t in graph.outputs
+        if id(t) not in made and t.held is not None
+    }
     graph.outputs = [t for t in graph.outputs if id(t) in made]
     return Lowered(graph, report, emitter.names.mapping, folded, unused)
 

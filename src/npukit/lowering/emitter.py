@@ -325,7 +325,8 @@ class Emitter:
         if tensor.shape != dims:
             tensor = self.reshape(tensor, dims)
         wanted = self.held_dtype(self.source_dtype(value))
-        if tensor.dtype != wanted and not (self.quantized and tensor.dtype.is_quantized):
+        coded = self.quantized or value in self._encodings  # also what a Quantize makes of a float
+        if tensor.dtype != wanted and not (coded and tensor.dtype.is_quantized):
             tensor = self.cast(tensor, wanted)
         if tensor.held is not None or tensor.kind is not TensorKind.NATIVE:
             # The tensor already stands for another value or a constant: this value is one more name for it.

@@ -20,6 +20,7 @@ _RANDOM = "its results are random"
 _TABLE = "hash tables and strings have no counterpart on an NPU"
 _STATE = "a single step whose state lasts from run to run"
 REASONS = {
+    "BITCAST": "no QNN op reads bits anew",
     "CALL": "TensorFlow Lite's interpreter has no kernel for it",
     "CONCAT_EMBEDDINGS": "TensorFlow Lite's interpreter has no kernel for it",
     "DENSIFY": "its constant is stored as a sparse tensor",

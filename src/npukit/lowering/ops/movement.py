@@ -316,7 +316,8 @@ def _native_pad(
         raise Unsupported("Pad by reflection or edge gives wrong values on a target")
     if scheme == "CONSTANT" and "pad_constant_only_zero" in e.quirks and number != 0 and x.dtype.is_float:
         raise Unsupported("a target pads floats with zero only")
-    coded = scheme == "CONSTANT" and x.encoding is not None and 2 * x.encoding.offset % (1 << x.dtype.bits)
+    # also where twice the offset is a whole turn: a sum below zero becomes any code
+    coded = scheme == "CONSTANT" and x.encoding is not None and x.encoding.offset != 0
     if coded and "pad_of_codes_wrong" in e.quirks:
         raise Unsupported("a target fills codes with other codes")
     y = e.output(node.outputs[0], order)

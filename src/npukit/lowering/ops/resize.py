@@ -17,6 +17,7 @@ import onnx_ir as ir
 
 from npukit.lowering.emitter import Emitter
 from npukit.lowering.holding import channel_last
+from npukit.lowering.ops.forms import in_float_with
 from npukit.lowering.registry import Unsupported, lowers
 from npukit.qnn.graph import DType, Tensor
 
@@ -43,6 +44,8 @@ def resize(e: Emitter, node: ir.Node) -> None:
         if rank != 4 or any(axis < 2 for axis in changed):
             raise Unsupported("a native Resize is over H and W of rank 4")
         op_type, params = plan.native(e)
+        if op_type == "ResizeBilinear":
+            in_float_with(e, "bilinear_resize_of_codes_coarse")
         x = e.channel_last(node.inputs[0])
         e.emit(op_type, [x], [e.output(node.outputs[0], channel_last(4))], **params)
 

@@ -142,15 +142,6 @@ def cast(b: Builder) -> None:
         b.set(b.cast(b.x(), dtype))
 
 
-@reads("BITCAST")
-def bitcast(b: Builder) -> None:
-    """The same bits as another dtype of the same width."""
-    dtype, source = b.result().dtype, b.tensor(0).dtype
-    if dtype is None or source is None or dtype.itemsize != source.itemsize:
-        raise Refused(f"from {b.tensor(0).type_name} to {b.result().type_name}")
-    b.set(b.node("BitCast", b.x(0), to=int(dtype)) if dtype is not source else b.x(0))
-
-
 @reads("BUCKETIZE")
 def bucketize(b: Builder) -> None:
     """How many of the boundaries are not above each element."""

@@ -282,8 +282,11 @@ def reverse(b: Builder) -> None:
 @reads("REVERSE_SEQUENCE")
 def reverse_sequence(b: Builder) -> None:
     """The first elements of every sequence."""
-    axes = {"batch_axis": int(b.op.get("BatchDim", 0)), "time_axis": int(b.op.get("SeqDim", 0))}
-    b.set(b.node("ReverseSequence", b.x(0), b.cast(b.x(1), ir.DataType.INT64), **axes))
+    batch, time = b.axis(int(b.op.get("BatchDim", 0))), b.axis(int(b.op.get("SeqDim", 0)))
+    order = [batch, time, *(axis for axis in range(b.rank()) if axis not in (batch, time))]  # ONNX: the first two
+    x = b.transpose(b.x(0), order)
+    y = b.node("ReverseSequence", x, b.cast(b.x(1), ir.DataType.INT64), batch_axis=0, time_axis=1)
+    b.set(b.transpose(y, np.argsort(order).tolist()))
 
 
 @reads("SHAPE", "RANK")
