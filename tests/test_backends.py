@@ -18,7 +18,7 @@ from onnx import TensorProto, helper
 
 import npukit
 from npukit.cli import main as cli
-from npukit.errors import MissingDependency, NativeError, UsageError
+from npukit.errors import ArtifactError, MissingDependency, NativeError, UsageError
 from npukit.runtime import BACKEND_NAMES
 from npukit.runtime.session import BACKENDS
 
@@ -28,17 +28,19 @@ PEER = ROOT / ".venv-peer" / "bin" / "python"  # `make bench` sets it up: an onn
 
 
 def test_names() -> None:
-    assert {name for names in BACKENDS.values() for name in names} == set(BACKEND_NAMES) - {"acl"}
+    assert {name for names in BACKENDS.values() for name in names} == set(BACKEND_NAMES)
     with pytest.raises(UsageError, match="qnn-gup"):
         npukit.Session(DIGITS, backend="qnn-gup")
 
 
-def test_acl_needs_cann(tmp_path: Path) -> None:
+def test_acl_runs_om_files_alone(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="an ONNX model cannot run on acl") as caught:
+        npukit.Session(DIGITS, backend="acl")
+    assert "npukit compile" in caught.value.hint
     (tmp_path / "x.om").write_bytes(b"IMOD" + bytes(300))
-    for model, backend in ((DIGITS, "acl"), (tmp_path / "x.om", None)):
-        with pytest.raises(MissingDependency, match="pyACL"):
-            npukit.Session(model, backend=backend)
-    assert cli.main(["run", str(DIGITS), "--backend", "acl", "--random", "1", "-o", str(tmp_path / "out")]) == 3
+    with pytest.raises(ArtifactError):
+        npukit.Session(tmp_path / "x.om")
+    assert cli.main(["run", str(DIGITS), "--backend", "acl", "--random", "1", "-o", str(tmp_path / "out")]) == 2
 
 
 @pytest.mark.native

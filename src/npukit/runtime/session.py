@@ -510,7 +510,9 @@ def _request(
         raise UsageError(
             f"{KIND_WORDS[kind]} cannot run on {chosen}",
             where=path or "",
-            hint=f"it runs on {', '.join(BACKENDS[kind])}",
+            hint="compile it first: npukit compile MODEL --target ascend310p3"
+            if (kind, chosen) == ("onnx", "acl")
+            else f"it runs on {', '.join(BACKENDS[kind])}",
         )
     if fetch and chosen != "ort":
         raise UsageError(f"inner values can be fetched from backend ort, not from {chosen}", where="fetch")

@@ -28,7 +28,7 @@ _BACKENDS = {
     "qnn-gpu": "runs .dlc and .onnx",
     "ort-qnn": "runs .onnx by ONNX Runtime's QNN provider",
     "litert": "runs .tflite by TensorFlow Lite's interpreter",
-    "acl": "",
+    "acl": "runs .om on an Ascend chip, through pyACL",
 }
 
 
@@ -53,6 +53,7 @@ class DoctorResult:
         packages: versions of the packages npukit stands on; empty where one is not installed.
         backends: one object a backend: name, state ("works", "fails", "missing", "not tried"), detail, hint, seconds.
         licences: paths of Qualcomm's agreement.
+        cann: version and folder of CANN, with which .om files are compiled; empty where it is not installed.
         folders: where libraries are looked for, in order.
     """
 
@@ -61,6 +62,7 @@ class DoctorResult:
     packages: dict[str, str]
     backends: tuple[dict[str, Any], ...]
     licences: tuple[str, ...]
+    cann: str
     folders: tuple[tuple[str, str], ...]
 
     @property
@@ -75,6 +77,7 @@ class DoctorResult:
             "libraries": list(self.libraries),
             "backends": list(self.backends),
             "licences": list(self.licences),
+            "cann": self.cann,
             "folders": [{"source": source, "folder": folder} for source, folder in self.folders],
         }
 
@@ -87,6 +90,7 @@ class DoctorResult:
             "",
             library_table(self.libraries),
             *(f"Qualcomm's agreement: {path}" for path in self.licences),
+            f"CANN: {self.cann or 'not installed (needed to compile and run .om files)'}",
             "",
             text.table(("backend", "", ""), rows),
         ]
@@ -116,8 +120,19 @@ def doctor(options: DoctorOptions) -> DoctorResult:
         packages(),
         tuple(backends),
         tuple(str(p) for place in places for p in _licences(place)),
+        _cann(),
         tuple((source, str(folder)) for source, folder in libraries.folders()),
     )
+
+
+def _cann() -> str:
+    from npukit.ascend import cann
+
+    try:
+        found = cann.find()
+    except MissingDependency:
+        return ""
+    return f"{found.version or 'unknown version'} in {found.root}"
 
 
 def _licences(folder: Path) -> list[Path]:
@@ -152,6 +167,10 @@ def _probe(name: str) -> str:
         from npukit.runtime import litert
 
         return f"{_can(name)} ({litert.version()})"
+    if name == "acl":  # nor does it; whether the device answers
+        from npukit.runtime import acl
+
+        return f"{_can(name)} ({acl.version()})"
     node = onnx.helper.make_node("Relu", ["x"], ["y"])
     info = onnx.helper.make_tensor_value_info
     graph = onnx.helper.make_graph([node], "probe", [info("x", 1, [1, 8])], [info("y", 1, [1, 8])])

@@ -36,6 +36,7 @@ _OTHER_FORMATS: tuple[tuple[int, bytes, str, str], ...] = (
     (0, b"\x7fELF", "a program or shared library", "give the ONNX file"),
     (0, b"\x80\x02", "a Python pickle", "export it to ONNX first"),
     (0, b"GGUF", "a GGUF file", "export the model to ONNX first"),
+    (0, b"IMOD", "an Ascend .om file, which holds compiled code", "give the ONNX file that it was compiled from"),
 )
 
 
