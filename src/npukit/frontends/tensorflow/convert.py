@@ -199,7 +199,7 @@ def _python(path: Path, given: Path | None) -> str:
         found = shutil.which(named)
         if found is None:
             raise MissingDependency("there is no such Python interpreter", where=named, hint=EXTRA)
-        return found
+        return os.path.abspath(found)  # not resolved: a virtual environment is a link
     if importlib.util.find_spec("tensorflow") is None or importlib.util.find_spec("tf2onnx") is None:
         raise MissingDependency(
             "a TensorFlow model is read by TensorFlow and tf2onnx, which are not installed", where=str(path), hint=EXTRA

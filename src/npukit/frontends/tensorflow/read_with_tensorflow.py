@@ -96,9 +96,7 @@ def load(tf: Any, request: dict[str, Any]) -> Loaded:
     return checkpoint(tf, meta, request)
 
 
-def found(
-    tf: Any, graph_def: Any, request: dict[str, Any]
-) -> tuple[Any, list[str], list[str], dict[str, str], list[str]]:
+def found(tf: Any, graph_def: Any, request: dict[str, Any]) -> Loaded:
     """Inputs and outputs of a graph: as asked for, else found."""
     with tf.Graph().as_default() as graph:
         tf.import_graph_def(graph_def, name="")
@@ -213,9 +211,7 @@ def saved_model(tf: Any, request: dict[str, Any]) -> Loaded:
     return graph_def, inputs, outputs, names, notes
 
 
-def checkpoint(
-    tf: Any, meta: Any, request: dict[str, Any]
-) -> tuple[Any, list[str], list[str], dict[str, str], list[str]]:
+def checkpoint(tf: Any, meta: Any, request: dict[str, Any]) -> Loaded:
     """A v1 checkpoint: its meta graph, with the variables' values as constants."""
     prefix = request["path"][: -len(".meta")] if request["path"].endswith(".meta") else request["path"]
     if not os.path.exists(f"{prefix}.index"):
@@ -347,9 +343,8 @@ def to_onnx(
     def watched(graph: Any, ops: Any, *args: Any, **kwargs: Any) -> Any:
         for node in graph.get_nodes():
             if node.type not in ops and not node.need_skip() and len(faults) < _MAX_SHOWN:
-                faults.append(
-                    [f"tf2onnx has no ONNX for {node.type}", f"node {node.name!r}", "cut the graph before it"]
-                )
+                what = f"tf2onnx has no ONNX for {node.type}"
+                faults.append([what, f"node {node.name!r}", "cut the graph before it (--output)"])
         mapped, unmapped, exceptions = mapping(graph, ops, *args, **kwargs)
         for error in exceptions:
             text = " ".join(str(error).split())[:300] or type(error).__name__
@@ -359,7 +354,8 @@ def to_onnx(
 
     tfonnx.tensorflow_onnx_mapping = watched
     handlers: dict[str, Any] = {
-        f"FakeQuantWithMinMax{kind}": (fake_quant, []) for kind in ("Args", "Vars", "VarsPerChannel")
+        **{f"FakeQuantWithMinMax{kind}": (fake_quant, []) for kind in ("Args", "Vars", "VarsPerChannel")},
+        "Erfc": (erfc, []),
     }
     defaults = [
         node.name for node in graph_def.node if node.op == "PlaceholderWithDefault" and f"{node.name}:0" not in inputs
@@ -426,6 +422,19 @@ def fake_quant(graph: Any, node: Any, name: str, args: Any) -> None:
         "DequantizeLinear", [quantized, scales.name, zeros.name], attr=axis, name=node.name, outputs=outputs,
         shapes=[shape], dtypes=[kind],
     )  # fmt: skip
+
+
+def erfc(graph: Any, node: Any, name: str, args: Any) -> None:
+    """1 - erf(x): what Keras 3 spells GELU with, and tf2onnx does not have."""
+    import numpy as np
+    from tf2onnx import utils
+
+    shape, kind = graph.get_shape(node.input[0]), graph.get_dtype(node.input[0])
+    one = graph.make_const(utils.make_name(f"{name}_one"), np.array(1, utils.map_onnx_to_numpy_type(kind)))
+    erf = graph.make_node("Erf", [node.input[0]], shapes=[shape], dtypes=[kind])
+    outputs = node.output
+    graph.remove_node(node.name)
+    graph.make_node("Sub", [one.name, erf.output[0]], name=name, outputs=outputs, shapes=[shape], dtypes=[kind])
 
 
 def name_dimensions(model: Any) -> None:
