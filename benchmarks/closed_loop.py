@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import os
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -108,13 +109,19 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def _npukit(*arguments: str) -> None:
-    subprocess.run([sys.executable, "-m", "npukit", *arguments], check=True, stdout=subprocess.DEVNULL)
+def _npukit(folder: Path, *arguments: str) -> None:
+    """Run npukit; what has 4-bit weights by channel needs the DLC writer of a newer wheel."""
+    environment = os.environ | {"NPUKIT_DATA_DIR": str(folder.absolute() / "data")}
+    newer = any("w4" in argument for argument in arguments)
+    command = [sys.executable, "-m", "npukit"]
+    if newer and not (folder / "data").exists():
+        subprocess.run([*command, "libs", "add", "2.7.0"], check=True, env=environment)
+    subprocess.run([*command, *arguments], check=True, stdout=subprocess.DEVNULL, env=environment if newer else None)
 
 
 def _export(folder: Path, name: str, options: tuple[str, ...]) -> None:
     if not (folder / name / "policy.json").exists():
-        _npukit("policy", "export", str(CHECKPOINT), "-o", str(folder / name), *options)
+        _npukit(folder, "policy", "export", str(CHECKPOINT), "-o", str(folder / name), *options)
 
 
 # ---------------------------------------------------------------- PyTorch, as a policy
@@ -234,8 +241,8 @@ def _judge(folder: Path, recorded: Path, names: list[str]) -> list[tuple[Any, ..
         package, backend = _JUDGED[name]
         path = folder / f"{recorded.stem}.{name}.npz"
         if not path.exists():
-            _npukit("policy", "run", str(folder / package), "--observations", str(recorded), "--backend", backend,
-                    "--threads", "1", "-o", str(path))  # fmt: skip
+            command = ["policy", "run", str(folder / package), "--observations", str(recorded), "--backend", backend]
+            _npukit(folder, *command, "--threads", "1", "-o", str(path))
         got = np.load(path)["actions"]
         found = difference(want, got)
         span = np.where(np.ptp(want, axis=(0, 1)) > 0, np.ptp(want, axis=(0, 1)), 1.0)
@@ -259,7 +266,7 @@ def _play(folder: Path, name: str, episodes: int | None, workers: int) -> None:
     command = ["policy", "eval", str(folder / side.package), "--env", "light", "--backend", side.backend]
     command += ["--episodes", count, "--seed", str(SEED), "--workers", str(workers), "--threads", "1", "--video", "1"]
     command += ["--ablation", side.ablation] if side.ablation else []
-    _npukit(*command, "-o", str(results))
+    _npukit(folder, *command, "-o", str(results))
 
 
 def _play_here(folder: Path, results: Path, episodes: int) -> None:
@@ -307,9 +314,9 @@ def markdown(folder: Path, sides: list[str], judged: list[tuple[Any, ...]]) -> s
     lines = [
         "# The small policy in closed loop",
         "",
-        "Written by `make bench-closed-loop`: the policy of `training/checkpoint` (1.35 million parameters) in the light",
-        f"scene, twelve tasks, seeds from {SEED:,}, which training never used. Episodes are paired: one scene and one",
-        "noise, whatever runs the network.",
+        "Written by `make bench-closed-loop`: the policy of `training/checkpoint` (1.35 million parameters) in the",
+        f"light scene, twelve tasks, seeds from {SEED:,}, which training never used. Episodes are paired:",
+        "one scene and one noise, whatever runs the network.",
         "",
         f"{found['date']}; {found['cpu']}, {found['cores']} cores; {found['system']}; Python {found['python']}; "
         f"npukit {found['npukit']}, MuJoCo {mujoco.__version__}.",
@@ -324,7 +331,7 @@ def markdown(folder: Path, sides: list[str], judged: list[tuple[Any, ...]]) -> s
         "",
         "On recorded observations, against PyTorch with the same noise; percent of each number's range: the mean over",
         "all numbers, that of the worst joint, that of a chunk's last action; and the share of steps in which the",
-        "gripper is told the opposite. `emulator` is Qualcomm's HTP emulator, the other quantized rows are simulations.",
+        "gripper is told the opposite. `emulator` is Qualcomm's HTP emulator, other quantized rows are simulations.",
         "",
         *pages.table(
             ("side", "precision", "max error / range", "SQNR, dB", "mean, %", "worst joint, %", "last action, %",
