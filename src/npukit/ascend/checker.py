@@ -40,6 +40,7 @@ from npukit.frontends.onnx.rewrite import (
 if TYPE_CHECKING:
     from npukit.frontends.onnx.rewrite import Array
 
+_MASKING = -1e6  # what is below this hides a place from a softmax; models write -1e9, the lowest float32 or -inf
 _LARGEST_SQUARED = 255.0  # 256 squared is beyond float16
 MAX_FILE_BYTES = 2_147_483_647
 
@@ -381,8 +382,11 @@ def _constants(model: ir.Model, precision: str) -> Iterator[Problem]:
                 if beyond:
                     becomes = FLOAT16_MAX if beyond > 0 else -FLOAT16_MAX
                     what = f"{beyond:.4g} in the constant {value.name!r} becomes {becomes:.0f}"
-                    hint = "use a mask value that float16 has"
-                    yield Problem("atc-float16", what, place(node), hint, "clip_constants", "RT 25-02_Enumerations")
+                    if beyond < _MASKING:
+                        yield Problem("atc-mask", what, place(node), source="RT 25-02_Enumerations")
+                    else:
+                        hint = "scale it, or keep float32 (--precision-mode origin)"
+                        yield Problem("atc-float16", what, place(node), hint, source="RT 25-02_Enumerations")
 
 
 def beyond_float16(array: Array | None) -> float:

@@ -41,6 +41,7 @@ RULES: dict[str, tuple[str, str]] = {
     "atc-op-unlisted": (WARNING, "ops that this CANN does not list: atc may have no parser for them"),
     "atc-undocumented": (WARNING, "beyond what the op's page documents: runs on the AI CPU, or is refused"),
     "atc-float16": (WARNING, "values that float16 cannot hold or square, in which it is computed"),
+    "atc-mask": (NOTE, "mask values that become -65504: a row that is masked as a whole becomes uniform"),
     "atc-precision": (NOTE, "what the precision mode does"),
 }
 

@@ -59,7 +59,6 @@ PASSES: tuple[tuple[str, Pass, str, str], ...] = (
      "after integers and triangles, which leave such ops"),
     ("slice_columns", indexing.slice_columns, "Slice with one more axis", "after definitions, which slice shapes"),
     ("split_by_slices", indexing.split_by_slices, "Split as Slice", "after slice_columns: it makes none of those"),
-    ("clip_constants", dtypes.clip_constants, "constants clipped to float16", "before weights are cast"),
     ("cast_products", products.cast_products, "products in float16", "after all that makes products"),
     ("fold_constants", _fold, "nodes folded into constants, or without effect", "last: casts of constants"),
 )  # fmt: skip
@@ -106,8 +105,8 @@ def prepare(
     """Rewrite a model into ops, forms and dtypes that this version of atc and the chip take.
 
     Names and dtypes of inputs and outputs stay. Every rewrite computes the same, most of them bit for bit; a
-    normalization differs in rounding, a float32 product in mode `origin` is computed in float16, and constants beyond
-    65504 are clipped where the chip computes in float16. `npukit.ascend.check` tells what remains.
+    normalization differs in rounding, and a float32 product in mode `origin` is computed in float16.
+    `npukit.ascend.check` tells what remains.
 
     Args:
         source: a file, or a model in memory, which is not changed.

@@ -111,7 +111,7 @@ class Finding:
         if not self.what:
             return self.where
         ways = [self.hint] if self.hint else []
-        ways += [f"pass {self.fix} of npukit convert does it"] if self.fix else []
+        ways += [f"npukit export --target does it (pass {self.fix})"] if self.fix else []
         return str(Fault(self.what, self.where, "; ".join(ways)))
 
 

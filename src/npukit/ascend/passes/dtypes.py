@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from npukit.ascend.passes.setting import Rewriter, Setting, beyond
-from npukit.ascend.rules import FLOAT16_MAX, MAX_ELEMENTS, in_float16, integer_inputs
+from npukit.ascend.rules import integer_inputs
 from npukit.frontends.onnx.ranges import Ranges
 from npukit.frontends.onnx.rewrite import Names, attribute, constant, float_dtype, is_ai_onnx, shape_of
 
@@ -125,23 +125,3 @@ _REWRITES: dict[str, Callable[[Rewriter, ir.Node, Ranges], ir.Value | None]] = {
     "Expand": _expand,
     "Pow": _pow,
 }
-
-
-def clip_constants(model: ir.Model, setting: Setting) -> int:
-    """Float constants beyond float16 become its largest number, as they do in the chip (and as atc clips weights).
-
-    A softmax gives 0 for -65504 as it does for -inf; a row that is masked as a whole becomes uniform instead of NaN.
-    """
-    count = 0
-    for value in model.graph.initializers.values():
-        tensor = value.const_value
-        if tensor is None or not float_dtype(value) or not in_float16(value, setting.precision):
-            continue
-        if tensor.size > MAX_ELEMENTS or not tensor.size:
-            continue  # weights: atc clips them by itself
-        array = tensor.numpy()
-        if np.nanmax(np.abs(array)) > FLOAT16_MAX:
-            clipped = np.clip(array, -FLOAT16_MAX, FLOAT16_MAX).astype(array.dtype)
-            value.const_value = ir.Tensor(clipped, name=value.name)
-            count += 1
-    return count
