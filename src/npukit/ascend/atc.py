@@ -32,6 +32,10 @@ _KEPT_LINES = 2_000
 _POLL_SECONDS = 0.2
 _GRACE_SECONDS = 5.0
 
+# The shell becomes atc. Beside it waits what ends the whole group when our end of its standard input closes, which the
+# system does however this process ends: atc runs for hours, and nobody would want it any more.
+_WATCHED = 'exec 3<&0; (cat <&3 >/dev/null; kill -KILL 0) >/dev/null 2>&1 & exec "$0" "$@" 3<&- </dev/null'
+
 
 @dataclass(frozen=True)
 class Job:
@@ -118,7 +122,7 @@ def run(
             if progress is not None:
                 progress(f"atc, {seconds:.0f} s: {session.last}"[:100], 0.0)
             if timeout is not None and seconds > timeout:
-                hint = "give it more with --timeout, or compile a smaller model first to see how long atc takes"
+                hint = "give it more with --timeout"
                 raise NativeError(f"atc did not end within {timeout:g} s and was ended", where=where, hint=hint)
             if memory_limit is not None and session.peak > memory_limit:
                 held, most = session.peak / 2**20, memory_limit / 2**20
@@ -128,9 +132,13 @@ def run(
     praised = atc_errors.SUCCESS in "\n".join(lines[-200:])
     if status < 0 or status > 128 and status != 255:
         number = -status if status < 0 else status - 128
-        name = signal.Signals(number).name if number in [s.value for s in signal.Signals] else str(number)
-        hint = "something ended it; SIGKILL usually is the system, out of memory: dmesg"
+        name = signal.Signals(number).name if number in {known.value for known in signal.Signals} else str(number)
+        killed = "usually the system does that, out of memory: see dmesg"
+        hint = killed if name == "SIGKILL" else "--atc-option log=error says more"
         raise NativeError(f"atc was ended by {name}", where=where, hint=hint)
+    if status in (126, 127):
+        hint = "CANN is for another processor than this machine's, or bash is missing"
+        raise MissingDependency(f"atc cannot be started: {' '.join(lines[-1:])}", where=str(cann.atc), hint=hint)
     if status != 0 or not praised:
         raise atc_errors.error(lines, status, where, job.types)
     om = _result(folder, job.output, where)
@@ -146,7 +154,7 @@ def _result(folder: Path, output: str, where: str) -> Path:
     for path in found:
         if path.is_file():
             return path
-    raise NativeError("atc said that it succeeded, but wrote no OM", where=where, hint="--atc-option log=error")
+    raise NativeError("atc said that it succeeded, but wrote no OM", where=where, hint="is the disk full?")
 
 
 class _Session:
@@ -158,16 +166,16 @@ class _Session:
         self._lines: collections.deque[str] = collections.deque(maxlen=_KEPT_LINES)
         try:
             self._process = subprocess.Popen(
-                [str(cann.atc), *job.arguments],
+                ["sh", "-c", _WATCHED, str(cann.atc), *job.arguments],
                 cwd=folder,
                 env=environment(cann),
-                stdin=subprocess.DEVNULL,
+                stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
         except OSError as error:
-            hint = "is it for this machine's processor, and is bash installed?"
+            hint = "is there a shell?"
             raise MissingDependency(
                 f"atc cannot be started: {error.strerror}", where=str(cann.atc), hint=hint
             ) from error
@@ -181,6 +189,8 @@ class _Session:
         _end(self._process.pid, lambda: self._process.poll() is not None)
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(_GRACE_SECONDS)
+        if self._process.stdin is not None:
+            self._process.stdin.close()
 
     def _read(self) -> None:
         assert self._process.stdout is not None

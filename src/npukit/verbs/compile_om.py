@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from npukit import files, log
 from npukit.analysis import text
-from npukit.errors import ArtifactError, MissingDependency, UsageError
+from npukit.errors import ArtifactError, Fault, MissingDependency, UsageError
 from npukit.verbs.isolate import isolated
 from npukit.verbs.stage_om import Staged, is_static
 
@@ -284,6 +284,8 @@ def _bundle(options: CompileOptions, chip: Target) -> BundleResult:
 
 def _commands(options: CompileOptions, chip: Target) -> CommandResult:
     """What a shell is told: prepare the model, write atc's small files, run atc."""
+    from npukit.ascend.atc_options import path_fault
+
     folder = Path(files.temporary_folder())
     output = options.output or options.model.with_suffix(".om")
     try:
@@ -303,6 +305,10 @@ def _commands(options: CompileOptions, chip: Target) -> CommandResult:
              for name, value in staged.job.options.items()}  # fmt: skip
     given |= {name: value for name, value in options.atc_options.items() if name in staged.job.files}
     job = replace(staged.job, model=str(ready), output=str(output.with_suffix("")), options=given)
+    paths = [str(ready), str(output), *(given[name] for name in staged.job.files)]
+    faults = [Fault(fault, path) for path in dict.fromkeys(paths) if (fault := path_fault(path))]
+    if faults:
+        raise UsageError("atc would refuse this", faults=faults, hint="--bundle makes names that it takes")
     return CommandResult((*lines, job.command()), staged.notes)
 
 

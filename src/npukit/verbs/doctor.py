@@ -54,6 +54,7 @@ class DoctorResult:
         backends: one object a backend: name, state ("works", "fails", "missing", "not tried"), detail, hint, seconds.
         licences: paths of Qualcomm's agreement.
         cann: version and folder of CANN, with which .om files are compiled; empty where it is not installed.
+        cann_note: what is wrong with it; empty if nothing.
         folders: where libraries are looked for, in order.
     """
 
@@ -63,6 +64,7 @@ class DoctorResult:
     backends: tuple[dict[str, Any], ...]
     licences: tuple[str, ...]
     cann: str
+    cann_note: str
     folders: tuple[tuple[str, str], ...]
 
     @property
@@ -78,6 +80,7 @@ class DoctorResult:
             "backends": list(self.backends),
             "licences": list(self.licences),
             "cann": self.cann,
+            "cann_note": self.cann_note,
             "folders": [{"source": source, "folder": folder} for source, folder in self.folders],
         }
 
@@ -90,7 +93,8 @@ class DoctorResult:
             "",
             library_table(self.libraries),
             *(f"Qualcomm's agreement: {path}" for path in self.licences),
-            f"CANN: {self.cann or 'not installed (needed to compile and run .om files)'}",
+            f"CANN: {self.cann or self.cann_note or 'not installed (needed to compile and run .om files)'}",
+            *([f"CANN: {self.cann_note}"] if self.cann and self.cann_note else []),
             "",
             text.table(("backend", "", ""), rows),
         ]
@@ -120,19 +124,22 @@ def doctor(options: DoctorOptions) -> DoctorResult:
         packages(),
         tuple(backends),
         tuple(str(p) for place in places for p in _licences(place)),
-        _cann(),
+        *_cann(),
         tuple((source, str(folder)) for source, folder in libraries.folders()),
     )
 
 
-def _cann() -> str:
+def _cann() -> tuple[str, str]:
+    """Version and folder of CANN, and what is wrong with it."""
     from npukit.ascend import cann
 
     try:
         found = cann.find()
-    except MissingDependency:
-        return ""
-    return f"{found.version or 'unknown version'} in {found.root}"
+    except MissingDependency as error:
+        wrong = [str(fault) for fault in error.faults if "=" in fault.where]  # a variable that leads nowhere
+        return "", "; ".join(wrong)
+    note = "" if found.kernels("ascend310p") else "it has no kernels for the 310P: install its kernels package"
+    return f"{found.version or 'unknown version'} in {found.root} (by {found.source})", note
 
 
 def _licences(folder: Path) -> list[Path]:

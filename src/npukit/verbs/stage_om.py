@@ -89,7 +89,8 @@ def stage(options: CompileOptions, chip: Target, folder: Path, output: Path, ver
         notes.append(f"{error.what}: the model is judged as for CANN {known}")
     precision = _precision(options)
     source = read_model(options.model)
-    fixed = {name: shape for name, shape in options.input_shapes.items() if is_static(shape)}
+    asked = options.input_shapes.items()
+    fixed = {name: tuple(map(int, shape)) for name, shape in asked if is_static(shape)}
     load = LoadOptions(input_shapes=fixed, symbols=options.symbols)
     applied: tuple[str, ...] = ()
     model = source.model
@@ -98,6 +99,7 @@ def stage(options: CompileOptions, chip: Target, folder: Path, output: Path, ver
         made = prepare(options.model, chip.name, known, precision=precision, options=load)
         model, applied = made.model, tuple(str(each) for each in made.applied)
     shapes = _shapes(model, options.input_shapes)
+    notes += _opened(model, options.input_shapes)
     given = _given(options)
     _check_options(given, shapes, version, options)
     name = output.stem if _PLAIN_NAME.fullmatch(output.stem) else "model"
@@ -179,6 +181,13 @@ def _shapes(model: ir.Model, asked: Mapping[str, Shape]) -> dict[str, Shape]:
     return found
 
 
+def _opened(model: ir.Model, asked: Mapping[str, Shape]) -> list[str]:
+    """A note for each input that is static in the model and open in what was asked for."""
+    static = {value.name for value in model.graph.inputs if value.shape is not None and value.shape.is_static()}
+    what = "the input {!r} has a fixed shape in the model: other gears are right only if nothing inside builds on it"
+    return [what.format(name) for name, shape in asked.items() if name in static and not is_static(shape)]
+
+
 def _check_options(given: dict[str, str], shapes: dict[str, Shape], version: str, options: CompileOptions) -> None:
     """Refuse what atc would; put the shapes among the options where it has to be told."""
     from npukit.ascend import atc_options
@@ -241,14 +250,15 @@ def _aipp(options: CompileOptions, model: ir.Model, contract: Contract) -> tuple
     """The AIPP configuration for the inputs that the preprocessing spec is for, and the contract with them."""
     from npukit.analysis.preprocess import Preprocessing
     from npukit.analysis.preprocess_aipp import translate
-    from npukit.ascend.aipp import config
+    from npukit.ascend.aipp import Aipp, config
 
     recipe = Preprocessing.load(options.aipp)
     inputs, outputs = list(contract[0]), contract[1]
     names = [io.name for io in inputs]
     faults = [Fault("the model has no such input", name, nearest(name, names)) for name in recipe.inputs
               if name and name not in names]  # fmt: skip
-    parts, notes = [], []
+    parts: list[Aipp] = []
+    notes: list[str] = []
     for rank, io in enumerate(inputs):
         spec = recipe.inputs.get(io.name) or (recipe.inputs.get("") if len(inputs) == 1 or len(io.shape) == 4 else None)
         if spec is None:

@@ -227,6 +227,9 @@ def check_model(given: dict[str, str], path: str) -> "tuple[object, bool]":
         if name not in shapes and -1 in dims:
             raise Refused("E10011", dims, -1)
         is_open = is_open or (not gears and any("~" in extent or extent == "-1" for extent in asked))
+        for dim, extent in zip(value.type.tensor_type.shape.dim, asked):
+            if extent.isdigit():  # what the OM's input is then
+                dim.dim_value = int(extent)
     if "insert_op_conf" in given:
         check_aipp(given, list(inputs))
     return model, is_open
