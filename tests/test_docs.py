@@ -52,6 +52,9 @@ def _run_page(page: Path, kinds: set[str], folder: Path) -> None:
     for file in (ROOT / "examples" / "digits").iterdir():
         if file.is_file():
             shutil.copy(file, folder)
+    for example in (ROOT / "examples").iterdir():  # the other examples as folders beside them
+        if example.name != "digits":
+            shutil.copytree(example, folder / example.name)
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     for block in blocks():
         if block.page == page and block.kind in kinds and block.language in _COMMANDS:
