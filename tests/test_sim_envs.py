@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from npukit.errors import InputError, MissingDependency, UsageError
-from npukit.sim import envs, init_states, libero
+from npukit.sim import envs, init_states, libero, panda
 from npukit.sim.episode import Episode, Job, PolicySpec
 from npukit.worker import Worker
 
@@ -159,10 +159,10 @@ def test_robosuite_is_not_installed() -> None:
 
 
 def test_axis_angle() -> None:
-    np.testing.assert_array_equal(envs.axis_angle([0, 0, 0, 1]), [0, 0, 0])
-    np.testing.assert_allclose(envs.axis_angle([0, 1, 0, 0]), [0, np.pi, 0])
+    np.testing.assert_array_equal(panda.axis_angle([0, 0, 0, 1]), [0, 0, 0])
+    np.testing.assert_allclose(panda.axis_angle([0, 1, 0, 0]), [0, np.pi, 0])
     half = np.sqrt(0.5)
-    np.testing.assert_allclose(envs.axis_angle([0, 0, half, half]), [0, 0, np.pi / 2])
+    np.testing.assert_allclose(panda.axis_angle([0, 0, half, half]), [0, 0, np.pi / 2])
 
 
 def test_unknown_environment() -> None:

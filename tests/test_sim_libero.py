@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from npukit.sim import libero
+from npukit.sim import libero, panda
 
 pytestmark = [
     pytest.mark.slow,
@@ -62,5 +62,5 @@ def test_initial_state_waiting_and_pictures(suite: str) -> None:
     assert waiting[:10] == [[0, 0, 0, 0, 0, 0, -1]] * 10
     assert waiting[10] == [0.25] * 7
     raw = recorded.trace[12][2][0]  # of the last idle step
-    for ours, theirs in libero.CAMERAS.items():
-        np.testing.assert_array_equal(seen[f"observation.images.{ours}"], np.rot90(raw[theirs], 2))
+    for ours, theirs in panda.CAMERAS.items():
+        np.testing.assert_array_equal(seen[f"observation.images.{ours}"], np.rot90(raw[f"{theirs}_image"], 2))

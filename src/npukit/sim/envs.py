@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import numpy as np
 import numpy.typing as npt
 
 from npukit.errors import MissingDependency, UsageError, nearest
@@ -181,20 +180,3 @@ def gymnasium_env(env: str, task: str, *, image_size: int | None = None) -> Any:
             raise
         raise MissingDependency("gymnasium is not installed", hint=gl.EXTRA) from error
     return wrapped.GymEnv(make(env, task, image_size=image_size))
-
-
-def axis_angle(quaternion: npt.ArrayLike) -> Array:
-    """Rotation vector float64 [3] (radians) of a quaternion x, y, z, w; zeros for no rotation."""
-    q = np.asarray(quaternion, np.float64)
-    w = float(np.clip(q[3], -1.0, 1.0))
-    sine = np.sqrt(1.0 - w * w)
-    if sine <= 1e-10:
-        return np.zeros(3)
-    vector: Array = q[:3] / sine * (2.0 * np.arccos(w))
-    return vector
-
-
-def panda_state(raw: dict[str, Any]) -> Array:
-    """Proprioception of robosuite as LIBERO's 8 numbers, float32: hand position, rotation vector, two fingers."""
-    parts = [raw["robot0_eef_pos"], axis_angle(raw["robot0_eef_quat"]), raw["robot0_gripper_qpos"]]
-    return np.concatenate([np.asarray(part, np.float64).ravel() for part in parts]).astype(np.float32)

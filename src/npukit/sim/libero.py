@@ -25,20 +25,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import yaml
 
-from npukit.errors import InputError, MissingDependency, NpukitError, UsageError, nearest
+from npukit.errors import InputError, MissingDependency, UsageError, nearest
 from npukit.sim import gl, init_states
-from npukit.sim.envs import Array, Observation, TaskInfo, panda_state
+from npukit.sim.envs import Array, Observation, TaskInfo
+from npukit.sim.panda import IMAGE_SIZE, PandaEnv
 
 log = logging.getLogger(__name__)
 
 STEP_LIMITS = {"libero_spatial": 220, "libero_object": 280, "libero_goal": 300, "libero_10": 520}
 WAIT_STEPS = 10
 IDLE = np.array([0, 0, 0, 0, 0, 0, -1], np.float64)  # no motion, gripper open
-IMAGE_SIZE = 256
-CAMERAS = {"image": "agentview_image", "image2": "robot0_eye_in_hand_image"}
 
 INSTALL = (
     "pip install --no-deps hf-libero==0.1.4 robosuite==1.4.1 bddl==1.0.1; "
@@ -142,11 +140,8 @@ def _load(root: Path, assets: Path) -> Any:
     return module.OffScreenRenderEnv
 
 
-class LiberoEnv:
-    """One task of LIBERO; see `npukit.sim.envs.Env`.
-
-    Observations: `observation.images.image` and `.image2` (wrist), uint8 [size, size, 3], turned by 180 degrees;
-    `observation.state` float32 [8]. Actions: 7 numbers in [-1, 1], the last below 0 to open the gripper.
+class LiberoEnv(PandaEnv):
+    """One task of LIBERO, with pictures turned by 180 degrees.
 
     Args:
         suite: name of the suite.
@@ -157,9 +152,6 @@ class LiberoEnv:
         UsageError: no such task.
         MissingDependency: package, assets or OpenGL are not there; the hint has the lines to install them.
     """
-
-    control_hz = 20
-    action_size = 7
 
     def __init__(self, suite: str, task: str, image_size: int) -> None:
         root = _root()
@@ -174,13 +166,12 @@ class LiberoEnv:
         if not bddl.is_file():
             raise InputError("the task's description is missing", where=str(bddl), hint=INSTALL)
         try:
-            self._env = kind(bddl_file_name=str(bddl), camera_heights=image_size, camera_widths=image_size)
+            super().__init__(kind(bddl_file_name=str(bddl), camera_heights=image_size, camera_widths=image_size))
         except (FileNotFoundError, ValueError) as error:
             if isinstance(error, ValueError) and "opening file" not in str(error):  # MuJoCo's words
                 raise
             what = f"an asset of LIBERO is missing: {error}"
             raise MissingDependency(what, where="LIBERO_ASSETS", hint=ASSETS) from error
-        self._raw: dict[str, Any] = {}
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -199,33 +190,8 @@ class LiberoEnv:
             self._raw, *_ = self._env.step(IDLE.tolist())
         return self._observe(), {"seed": seed, "initial_state": index, "success": False}
 
-    def step(self, action: npt.ArrayLike) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
-        """Act for a twentieth of a second.
+    def _turned(self, picture: Array) -> Array:
+        return picture[::-1, ::-1]
 
-        Raises:
-            InputError: the action is not 7 finite numbers.
-        """
-        wanted = np.asarray(action, np.float64)
-        if wanted.shape != (self.action_size,) or not np.isfinite(wanted).all():
-            raise InputError(f"an action of LIBERO is 7 finite numbers, not {list(wanted.shape)}")
-        self._raw, reward, done, _ = self._env.step(np.clip(wanted, -1.0, 1.0).tolist())
-        return self._observe(), float(reward), bool(done), False, {"success": bool(done)}
-
-    def render(self) -> Array:
-        """Both cameras side by side, uint8 [size, 2 * size, 3]."""
-        return np.concatenate([self._picture(key) for key in CAMERAS.values()], axis=1)
-
-    def close(self) -> None:
-        """Free the simulation."""
-        with contextlib.suppress(Exception):  # robosuite's own teardown fails where OpenGL has gone already
-            self._env.close()
-
-    def _picture(self, key: str) -> Array:
-        picture = self._raw.get(key)
-        if picture is None:
-            raise NpukitError(f"LIBERO gave no {key!r}", hint="check the installed version of robosuite: 1.4")
-        return np.ascontiguousarray(np.asarray(picture, np.uint8)[::-1, ::-1])
-
-    def _observe(self) -> Observation:
-        pictures = {f"observation.images.{name}": self._picture(key) for name, key in CAMERAS.items()}
-        return {**pictures, "observation.state": panda_state(self._raw), "task": self.instruction}
+    def _succeeded(self, done: bool) -> bool:
+        return done

@@ -8,20 +8,17 @@ policies know turned by 180 degrees, they are not mirrored.
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import os
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from npukit.errors import InputError, MissingDependency, UsageError, nearest
+from npukit.errors import MissingDependency, UsageError, nearest
 from npukit.sim import gl
-from npukit.sim.envs import Array, Observation, TaskInfo, panda_state
+from npukit.sim.envs import Array, Observation, TaskInfo
+from npukit.sim.panda import CAMERAS, IMAGE_SIZE, PandaEnv
 
-IMAGE_SIZE = 256
-CAMERAS = {"image": "agentview", "image2": "robot0_eye_in_hand"}
 INSTALL = (
     "pip install --no-deps robosuite==1.5.2; "
     "pip install mujoco==3.3.2 numba scipy opencv-python-headless termcolor tqdm"
@@ -52,11 +49,8 @@ def make(env: str, task: str, image_size: int | None) -> RobosuiteEnv:
     return RobosuiteEnv(task, image_size or IMAGE_SIZE)
 
 
-class RobosuiteEnv:
-    """One task of robosuite; see `npukit.sim.envs.Env`.
-
-    Observations: `observation.images.image` and `.image2` (wrist), uint8 [size, size, 3], upright;
-    `observation.state` float32 [8]. Actions: 7 numbers in [-1, 1] (operational-space pose, gripper below 0 to open).
+class RobosuiteEnv(PandaEnv):
+    """One task of robosuite, with pictures upright.
 
     Args:
         task: a key of `TASKS`.
@@ -66,9 +60,6 @@ class RobosuiteEnv:
         UsageError: no such task.
         MissingDependency: robosuite, something it imports, or OpenGL is not there.
     """
-
-    control_hz = 20
-    action_size = 7
 
     def __init__(self, task: str, image_size: int) -> None:
         if task not in TASKS:
@@ -83,7 +74,7 @@ class RobosuiteEnv:
             )
             raise MissingDependency(what, where="robosuite", hint=INSTALL) from error
         self._flip = getattr(suite.macros, "IMAGE_CONVENTION", "opengl") == "opengl"
-        self._env = suite.make(
+        made = suite.make(
             task,
             robots="Panda",
             controller_configs=_controller(suite),
@@ -101,7 +92,7 @@ class RobosuiteEnv:
             # second (seen with 1.5.2 and EGL: pictures are noise from then on).
             hard_reset=False,
         )
-        self._raw: dict[str, Any] = {}
+        super().__init__(made)
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -113,35 +104,11 @@ class RobosuiteEnv:
         self._raw = self._env.reset()
         return self._observe(), {"seed": seed, "success": False}
 
-    def step(self, action: npt.ArrayLike) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
-        """Act for a twentieth of a second.
+    def _turned(self, picture: Array) -> Array:
+        return picture[::-1] if self._flip else picture
 
-        Raises:
-            InputError: the action is not 7 finite numbers.
-        """
-        wanted = np.asarray(action, np.float64)
-        if wanted.shape != (self.action_size,) or not np.isfinite(wanted).all():
-            raise InputError(f"an action of robosuite's Panda is 7 finite numbers, not {list(wanted.shape)}")
-        self._raw, reward, _, _ = self._env.step(np.clip(wanted, -1.0, 1.0))
-        success = bool(self._env._check_success())
-        return self._observe(), float(reward), success, False, {"success": success}
-
-    def render(self) -> Array:
-        """Both cameras side by side, uint8 [size, 2 * size, 3]."""
-        return np.concatenate([self._picture(camera) for camera in CAMERAS.values()], axis=1)
-
-    def close(self) -> None:
-        """Free the simulation."""
-        with contextlib.suppress(Exception):  # robosuite's own teardown fails where OpenGL has gone already
-            self._env.close()
-
-    def _picture(self, camera: str) -> Array:
-        picture = np.asarray(self._raw[f"{camera}_image"], np.uint8)
-        return np.ascontiguousarray(picture[::-1] if self._flip else picture)
-
-    def _observe(self) -> Observation:
-        pictures = {f"observation.images.{name}": self._picture(camera) for name, camera in CAMERAS.items()}
-        return {**pictures, "observation.state": panda_state(self._raw), "task": self.instruction}
+    def _succeeded(self, done: bool) -> bool:
+        return bool(self._env._check_success())
 
 
 def _controller(suite: Any) -> Any:
