@@ -20,7 +20,7 @@ from npukit.frontends.onnx.strip_weights import Field, WireError, fields
 from npukit.frontends.tensorflow.kinds import CHECKPOINT, FROZEN, SAVED_MODEL_FILE, folder_of
 
 _MAX_DEPTH = 50  # of functions in attributes of functions; protobuf itself ends at 100 messages
-_MAX_FIELDS = 3_000_000  # some 100,000 nodes, read in seconds
+_MAX_FIELDS = 1_000_000  # some 40,000 nodes, read in a second or two
 _MAX_GRAPH = 2 << 30  # protobuf's own limit
 
 # Ops that do more than compute. Those of checkpoints stand apart: every SavedModel has functions that save it.
