@@ -105,3 +105,28 @@ def test_the_index_links_every_page() -> None:
     index = ROOT / "docs" / "index.md"
     linked = {(index.parent / t).resolve() for t in re.findall(r"\]\(([^)#]+)", index.read_text()) if "://" not in t}
     assert [str(p.relative_to(ROOT)) for p in PAGES if p != index and p.resolve() not in linked] == []
+
+
+def _flags() -> set[str]:
+    """Every option of every verb."""
+    import importlib
+
+    from npukit.cli.main import VERBS
+    from npukit.cli.options import Common
+    from npukit.verbs.options import specs
+
+    kinds = [Common, *(getattr(importlib.import_module(module), name) for module, name, _, _ in VERBS.values())]
+    found = {"-o", "--no-verify"}
+    for kind in kinds:
+        for name, (_, spec) in specs(kind).items():
+            flags = spec.flags or (f"--{name.replace('_', '-')}",)
+            found.update(part for flag in flags for part in flag.split("/"))
+    return found
+
+
+@pytest.mark.parametrize("page", ["from-qairt.md", "from-snpe.md"])
+def test_options_in_the_tables_for_those_who_come_from_the_sdk_exist(page: str) -> None:
+    rows = re.findall(r"^\|([^|]*)\|([^|]*)\|$", (ROOT / "docs" / "guides" / page).read_text(), re.MULTILINE)
+    asked = {flag for _, ours in rows for flag in re.findall(r"(?<![\w-])--[a-z][a-z-]*", ours)}
+    assert len(asked) > 10
+    assert sorted(asked - _flags()) == []
