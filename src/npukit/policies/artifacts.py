@@ -165,7 +165,7 @@ def make(task: Task, folder: Path, model: str, samples: list[dict[str, Array]], 
         NpukitError: the component cannot be converted, quantized or compiled.
     """
     if task.backend == "ort" and task.precision in FLOATS:
-        return Artifact(task, model, sum(path.stat().st_size for path in belonging(folder, model)))
+        return Artifact(task, model, _bytes(folder, model))
     stages = Stages(f"{task.component} for {task.key}: ")
     if task.backend == "ort":
         return _eight_bits(task, folder, model, stages)
@@ -253,6 +253,15 @@ def belonging(folder: Path, model: str) -> list[Path]:
         for tensor in onnx.load(folder / model, load_external_data=False).graph.initializer:
             found.update(folder / entry.value for entry in tensor.external_data if entry.key == "location")
     return sorted(found)
+
+
+def _bytes(folder: Path, model: str) -> int:
+    """Of a model and of its tensors outside it, whatever else their files hold."""
+    import onnx
+
+    graph = onnx.load(folder / model, load_external_data=False).graph
+    lengths = (int(entry.value) for t in graph.initializer for entry in t.external_data if entry.key == "length")
+    return (folder / model).stat().st_size + sum(lengths)
 
 
 def feeds(samples: Sequence[Any]) -> list[dict[str, Array]]:
