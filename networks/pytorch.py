@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import json
 import sys
 import tempfile
 import time
@@ -335,31 +336,35 @@ def main() -> int:
     parser.add_argument("names", nargs="*", help="networks [all]")
     parser.add_argument("--inputs", type=int, default=3)
     parser.add_argument("--markdown", type=Path)
+    parser.add_argument("--rows", type=Path, help="rows measured earlier (JSON): read, added to, not measured again")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    rows, failed = [], []
-    top1 = npu = "not measured"
-    with tempfile.TemporaryDirectory() as name:
-        for network in (*NETWORKS, *of_transformers()):
-            if not options.names or network.name in options.names:
-                row, faults = measure(network, Path(name), options.inputs)
-                rows.append(row)
-                failed += [f"{network.name}: {fault}" for fault in faults]
-                sys.stdout.write(f"{row} {faults}\n")
-                sys.stdout.flush()
-        if not options.names or "digits" in options.names:
-            row, faults, top1, npu = digits(Path(name))
-            rows.append(row)
-            failed += [f"digits: {fault}" for fault in faults]
-            sys.stdout.write(f"{row} {faults} {top1} {npu}\n")
+    rows: dict[str, Any] = json.loads(options.rows.read_text()) if options.rows and options.rows.exists() else {}
+    known = {network.name: network for network in (*NETWORKS, *of_transformers())}
+    for name in options.names or [*known, "digits"]:
+        if name in rows:
+            continue
+        with tempfile.TemporaryDirectory() as folder:
+            if name == "digits":
+                row, failed, *top1 = digits(Path(folder))
+                rows[name] = {"row": row, "failed": failed, "top1": top1}
+            else:
+                row, failed = measure(known[name], Path(folder), options.inputs)
+                rows[name] = {"row": row, "failed": failed}
+        sys.stdout.write(f"{rows[name]}\n")
+        sys.stdout.flush()
+        if options.rows is not None:
+            options.rows.write_text(json.dumps(rows))
+    failed = [f"{name}: {fault}" for name, one in rows.items() for fault in one["failed"]]
     if options.markdown is not None:
         here = machine()
-        versions = f"torch {torch.__version__}, {here['cpu']}, {here['cores']} cores, {here['date']}"
+        top1 = rows.get("digits", {}).get("top1", ["not measured"] * 2)
         text = PAGE.format(
             transformers=_version("transformers"), count=options.inputs, alive=ALIVE, cosine=COSINE, epochs=EPOCHS,
-            table="\n".join(table(HEAD, [[row.get(key, "-") for key in HEAD] for row in rows])),
-            failed="".join(f"\nDoes not hold: {fault}\n" for fault in failed), top1=top1, npu=npu, machine=versions,
+            table="\n".join(table(HEAD, [[one["row"].get(key, "-") for key in HEAD] for one in rows.values()])),
+            failed="".join(f"\nDoes not hold: {fault}\n" for fault in failed), top1=top1[0], npu=top1[1],
+            machine=f"torch {torch.__version__}, {here['cpu']}, {here['cores']} cores, {here['date']}",
         )  # fmt: skip
         options.markdown.write_text(text)
     return 1 if failed else 0

@@ -8,6 +8,8 @@ They are built by `networks/tensorflow_zoo.py` with the interpreter of NPUKIT_TE
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import json
 import os
 import shutil
 import subprocess
@@ -131,24 +133,30 @@ def main() -> int:
     parser.add_argument("names", nargs="*", help="networks [all]")
     parser.add_argument("--python", default=os.environ.get("NPUKIT_TENSORFLOW_PYTHON", ".venv-tensorflow/bin/python"))
     parser.add_argument("--markdown", type=Path)
+    parser.add_argument("--rows", type=Path, help="rows measured earlier (JSON): read, added to, not measured again")
     options = parser.parse_args()
     python = shutil.which(options.python)
     if python is None:
         parser.error(f"{options.python} is not there: make env-tensorflow")
-    rows: list[Row] = []
+    held = json.loads(options.rows.read_text()) if options.rows and options.rows.exists() else {}
+    rows = {name: Row(**one) for name, one in held.items()}
     for name in options.names or NETWORKS:
+        if name in rows:
+            continue
         with tempfile.TemporaryDirectory() as folder:
-            rows.append(measure(name, python, Path(folder)))
-        sys.stdout.write(f"{rows[-1]}\n")
+            rows[name] = measure(name, python, Path(folder))
+        sys.stdout.write(f"{rows[name]}\n")
         sys.stdout.flush()
-    failed = [f"{row.cells['network']}: {fault}" for row in rows for fault in row.failed]
+        if options.rows is not None:
+            options.rows.write_text(json.dumps({key: dataclasses.asdict(row) for key, row in rows.items()}))
+    failed = [f"{name}: {fault}" for name, row in rows.items() for fault in row.failed]
     if options.markdown is not None:
-        top1 = next((row.top1 for row in rows if row.top1[0]), ("not measured",) * 2)
+        top1 = next((row.top1 for row in rows.values() if row.top1[0]), ("not measured",) * 2)
         here = machine()
         versions = f"TensorFlow {_ask(python, 'tensorflow as m')}, tf2onnx {_ask(python, 'tf2onnx as m')}"
         text = PAGE.format(
             count=COUNT, alive=ALIVE, cosine=COSINE, epochs=EPOCHS, theirs=top1[0], ours=top1[1],
-            table="\n".join(table(HEAD, [[row.cells.get(key, "-") for key in HEAD] for row in rows])),
+            table="\n".join(table(HEAD, [[row.cells.get(key, "-") for key in HEAD] for row in rows.values()])),
             failed="".join(f"\nDoes not hold: {fault}\n" for fault in failed),
             machine=f"{versions}, {here['cpu']}, {here['cores']} cores, {here['date']}",
         )  # fmt: skip

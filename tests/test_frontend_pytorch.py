@@ -375,6 +375,54 @@ def test_torchscript_needs_shapes_and_finds_out_which_inputs_are_whole_numbers(t
     assert any("ids int64, weights float32" in note for note in made.notes)
 
 
+def giving_a_dict() -> Any:
+    """A module with control flow that gives a dict, written so that it can be scripted."""
+    import torch
+
+    class Giving(torch.nn.Module):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = torch.nn.Linear(4, 3)
+
+        def forward(self, x, scale):  # type: ignore[no-untyped-def]
+            # type: (torch.Tensor, torch.Tensor) -> Dict[str, torch.Tensor]
+            y = self.linear(x)
+            if x.size(0) > 1:
+                y = y * 2
+            return {"scaled": y * scale, "plain": y}
+
+    return Giving().eval()
+
+
+@needs_torch
+@pytest.mark.parametrize("how", ["script", "trace", "nested"])
+def test_torchscript_that_gives_dicts_and_nested_tuples_keeps_keys_and_values(tmp_path: Path, how: str) -> None:
+    import onnxruntime
+    import torch
+
+    class Nested(torch.nn.Module):  # type: ignore[misc]
+        def forward(self, x: Any, scale: Any) -> Any:
+            return x + scale, (x * 2, x * 3)
+
+    inputs = (torch.randn(2, 4), torch.full((1,), 3.0))
+    module = giving_a_dict()
+    if how == "script":
+        saved = torch.jit.script(module)
+    else:
+        saved = torch.jit.trace(module if how == "trace" else Nested(), inputs, strict=False)
+    saved.save(str(tmp_path / "m.pt"))
+    made = as_onnx(tmp_path / "m.pt", shapes={"x": (2, 4), "scale": (1,)})
+    assert made is not None
+    session = onnxruntime.InferenceSession(made.path)
+    names = [port.name for port in session.get_outputs()]
+    assert names == (["output_0", "output_1_0", "output_1_1"] if how == "nested" else ["scaled", "plain"])
+    got = session.run(None, {"x": inputs[0].numpy(), "scale": inputs[1].numpy()})
+    expected = torch.utils._pytree.tree_leaves(saved(*inputs))
+    for ours, theirs in zip(got, expected, strict=True):
+        np.testing.assert_allclose(ours, theirs.detach().numpy(), rtol=1e-5, atol=1e-6)
+    assert not any(note.startswith("WARNING") or "not compared" in note for note in made.notes)
+
+
 @needs_torch
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_half_precision_is_exported(dtype: str) -> None:

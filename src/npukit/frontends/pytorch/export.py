@@ -12,6 +12,7 @@ import inspect
 import io
 import itertools
 import logging
+import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -194,18 +195,15 @@ def _export_script(
     feeds = _guess_inputs(module, arguments, shapes, path)
     with torch.no_grad():
         given = module(*feeds.values())
-    outputs = [given] if isinstance(given, torch.Tensor) else list(given) if isinstance(given, tuple | list) else None
-    if outputs is None or not all(isinstance(value, torch.Tensor) for value in outputs):
-        raise ModelError(
-            f"its forward gives a {type(given).__name__}; from TorchScript a tensor or a tuple of tensors is exported",
-            where=str(path),
-            hint="save the module with torch.export instead",
-        )
-    called = ["output"] if len(outputs) == 1 else [f"output_{i}" for i in range(len(outputs))]
+    paths = list(_tensors_in(torch, given, path))
+    called = _called(paths)
+    if any(isinstance(key, str) for keys in paths for key in keys) or any(len(keys) > 1 for keys in paths):
+        with _torch_errors("torch cannot trace what takes its outputs apart", path):
+            module = _taken_apart(torch, module, paths, tuple(feeds.values()))
     kinds = ", ".join(f"{name} {str(value.dtype).removeprefix('torch.')}" for name, value in feeds.items())
     notes = [
         f"inputs are taken as {kinds}",
-        f"TorchScript does not name its outputs: they are called {', '.join(called)}",
+        f"outputs are called {', '.join(called)}: by their keys where forward gives a dict, else by their place",
     ]
     with _torch_errors("torch.onnx cannot export this TorchScript", path, hint="torch.export the module instead"):
         try:
@@ -221,6 +219,56 @@ def _export_script(
     if run:
         notes.append(compare.against_onnx(torch, module, tuple(feeds.values()), {}, output))
     return notes
+
+
+def _tensors_in(
+    torch: Any, value: Any, where: Path, keys: tuple[int | str, ...] = ()
+) -> Iterator[tuple[int | str, ...]]:
+    """Where in nested tuples, lists and dicts the tensors that forward gives are."""
+    if isinstance(value, torch.Tensor):
+        yield keys
+    elif isinstance(value, tuple | list):
+        for i, item in enumerate(value):
+            yield from _tensors_in(torch, item, where, (*keys, i))
+    elif isinstance(value, dict) and all(isinstance(key, str) for key in value):
+        for key, item in value.items():
+            yield from _tensors_in(torch, item, where, (*keys, key))
+    else:
+        raise ModelError(
+            f"its forward gives a {type(value).__name__}; tensors, and tuples, lists and dicts of them, are exported",
+            where=str(where),
+            hint="save the module with torch.export instead",
+        )
+
+
+def _called(paths: list[tuple[int | str, ...]]) -> list[str]:
+    """Names of outputs: `logits`, `parts_0`; what has no key is `output`, or `output_1`."""
+    found = []
+    for keys in paths:
+        plain = [] if any(isinstance(key, str) for key in keys) else ["output"]
+        found.append("_".join([*plain, *(re.sub(r"\s+", "_", str(key)) for key in keys)]))
+    return ["output"] if paths == [(0,)] else found
+
+
+def _taken_apart(torch: Any, module: Any, paths: list[tuple[int | str, ...]], feeds: tuple[Any, ...]) -> Any:
+    """A module that gives the tensors of `module` as one tuple; `module` keeps its control flow."""
+
+    class Flat(torch.nn.Module):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = module
+
+        def forward(self, *args: Any) -> Any:
+            given = self.inner(*args)
+            found = []
+            for keys in paths:
+                value = given
+                for key in keys:
+                    value = value[key]
+                found.append(value)
+            return tuple(found)
+
+    return torch.jit.trace(Flat().eval(), feeds, check_trace=False)
 
 
 def _export_script_graph(torch: Any, module: Any, feeds: dict[str, Any], called: list[str], output: Path) -> None:
