@@ -306,6 +306,31 @@ def test_all_faults_are_listed_and_layouts_are_named_once() -> None:
         convert(config([entry(source=IMAGE, layout="NHWC")]), io_layout="nhwc")
 
 
+BOMB = "a: &a [x, x]\n" + "".join(
+    f"{name}: &{name} [{', '.join([f'*{inner}'] * 9)}]\n"
+    for inner, name in zip("abcdefghij", "bcdefghijk", strict=True)
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        (BOMB, "stand for too much"),
+        ("a: &a [*a]\n", "not a sound YAML file"),
+        ("- &a [*a]\n", "within itself"),
+        ("- [", "not a sound YAML file"),
+        ("- !!python/object/apply:os.system [ls]\n", "not a sound YAML file"),
+        ("x" * (2 << 20), "larger than"),
+        ("[" * 5000, "not a sound YAML file"),
+    ],
+)  # fmt: skip
+def test_hostile_files(text: str, sentence: str) -> None:
+    affine((2, 9))
+    Path("bad.yaml").write_text(text)
+    with pytest.raises(NpukitError, match=sentence):
+        npukit.convert("m.onnx", io_config="bad.yaml")
+
+
 def test_plain_data_and_back() -> None:
     data = config([entry(source={**IMAGE, "Color": "RGB"}, color="NV12", range="full", Shape=[1, 36])])
     data["Input Tensor Configuration"][0]["Desired Model Parameters"].pop("Shape")

@@ -212,9 +212,25 @@ def load_yaml(path: Path) -> Any:
             raise InputError(f"the file is larger than {_MAX_SPEC} bytes", where=str(path))
         text = path.read_bytes()
     try:
-        return yaml.load(text, Loader)
+        data = yaml.load(text, Loader)
+        if _entries(data, {}) > _MAX_SPEC:  # aliases of aliases: a few lines that stand for billions
+            raise ValueError("its aliases stand for too much")
     except (yaml.YAMLError, ValueError, RecursionError, TypeError) as error:
         raise InputError(f"not a sound YAML file: {error}", where=str(path)) from error
+    return data
+
+
+def _entries(value: Any, known: dict[int, int]) -> int:
+    """How many values there are, each alias counted as what it stands for. Raises ValueError for one within itself."""
+    if not isinstance(value, list | Mapping):
+        return 1
+    if id(value) not in known:
+        known[id(value)] = -1
+        inner = value.values() if isinstance(value, Mapping) else value
+        known[id(value)] = 1 + sum(_entries(item, known) for item in inner)
+    if known[id(value)] < 0:
+        raise ValueError("an alias stands within itself")
+    return known[id(value)]
 
 
 class _Bad(Exception):

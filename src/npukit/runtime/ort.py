@@ -253,7 +253,8 @@ class OrtEngine:
                 f"ONNX Runtime cannot load the model: {text_of(error)}",
                 where=where,
                 hint="npukit convert accepts more: its own front end rewrites what this ONNX Runtime does not know"
-                + ("; a plugin's body must be in the model's own opset here" if plugins.ops() else ""),
+                + ("; a plugin's body must be in the model's own opset here" if plugins.ops() else "")
+                + ("; a plugin may define it (--plugin)" if "not a registered function" in text_of(error) else ""),
             ) from error
         session.disable_fallback()
         return session
