@@ -74,6 +74,11 @@ FIRES: list[tuple[str, str, str, int, Arrays, Arrays, bool]] = [
      {}, {}, True),
     ("expand of integers", "legalize_dtypes", "g (int32[3] x) => (int32[2,3] y) { y = Expand(x, s) }", 14,
      {"s": np.array([2, 3])}, {}, True),
+    ("sum of a mask", "legalize_dtypes", "g (bool[2,6] x) => (float[2,1] y) "
+     "{ i = Cast<to=7>(x) s = ReduceSum(i, a) m = Sub(s, i) t = ReduceSum(m, a) y = Cast<to=1>(t) }", 14,
+     {"a": np.array([1])}, {}, True),
+    ("sum of integers", "legalize_dtypes", "g (int32[2,6,3] x) => (int32[6] y) { y = ReduceSum<keepdims=0>(x, a) }", 14,
+     {"a": np.array([0, -1])}, {}, True),
     ("pow of two dtypes", "legalize_dtypes", "g (float[2,3] x) => (float[2,3] y) { y = Pow(x, n) }", 14,
      {"n": np.array(3, np.int32)}, {}, False),
     ("integers", "narrow_integers", "g (int64[2,3] x, int64[3] p) => (float[2,3] y) "
@@ -133,6 +138,8 @@ SILENT: list[tuple[str, str, str, int, Arrays, dict[str, Any]]] = [
     ("equal", "equal_shapes", "g (float[5,4] x, float[5,4] z) => (bool[5,4] y) { y = Equal(x, z) }", 14, {}, {}),
     ("reduction", "name_axes", "g (float[5,4] x) => (float[5,1] y) { y = ReduceMean<axes=[1]>(x) }", 14, {}, {}),
     ("where", "legalize_dtypes", "g (bool[4] c, float[4] x) => (float[4] y) { y = Where(c, x, x) }", 14, {}, {}),
+    ("sum of floats", "legalize_dtypes", "g (float[2,6] x) => (float[2,1] y) { y = ReduceSum(x, a) }", 14,
+     {"a": np.array([1])}, {}),
     ("documented int64", "narrow_integers", "g (int64[4] x, int64[4] z) => (bool[4] y) "
      "{ a = Add(x, z) y = Equal(a, x) }", 14, {}, {}),
     ("beyond int32", "narrow_integers", "g (int64[4] x) => (int64[4] y) { a = Mul(x, c) y = Mul(a, c) }", 14,

@@ -12,7 +12,7 @@ import onnx_ir as ir
 from npukit.ascend.passes.setting import Rewriter, Setting, beyond
 from npukit.ascend.rules import integer_inputs
 from npukit.frontends.onnx.ranges import Ranges
-from npukit.frontends.onnx.rewrite import Names, attribute, constant, float_dtype, is_ai_onnx, shape_of
+from npukit.frontends.onnx.rewrite import Names, attribute, constant, float_dtype, input_at, ints, is_ai_onnx, shape_of
 
 _EXACT = 2048  # integers up to this are exact in float16
 
@@ -42,7 +42,7 @@ def equal_shapes(model: ir.Model, setting: Setting) -> int:
 
 
 def legalize_dtypes(model: ir.Model, setting: Setting) -> int:
-    """Where and Concat of booleans, Gather and Expand of integers, Pow of two dtypes: by what is documented."""
+    """Where and Concat of booleans, Gather, Expand and sums of integers, Pow of two dtypes: by what is documented."""
     names, count = Names(model.graph), 0
     ranges = Ranges(integer_inputs(model))
     for node in model.graph:
@@ -92,6 +92,22 @@ def _gather(builder: Rewriter, node: ir.Node, ranges: Ranges) -> ir.Value | None
     return value
 
 
+def _reduce_sum(builder: Rewriter, node: ir.Node, ranges: Ranges) -> ir.Value | None:
+    """A sum of integers along an axis is the last element of its running sum, which is documented for them."""
+    value, shape, made = node.inputs[0], shape_of(node.inputs[0]), shape_of(node.outputs[0])
+    axes = ints(input_at(node, 1))
+    if value is None or value.dtype != ir.DataType.INT32 or not shape or made is None or not axes:
+        return None
+    for axis in {axis % len(shape) for axis in axes}:
+        running = builder.op("CumSum", value, builder.const(np.asarray(axis, np.int64), "axis"))
+        ends = [builder.ints([number], "bound") for number in (shape[axis] - 1, shape[axis], axis)]
+        value = builder.op("Slice", running, *ends)
+    if attribute(node, "keepdims", 1):
+        return value
+    result: ir.Value = builder.op("Reshape", value, builder.ints(made, "shape"))
+    return result
+
+
 def _expand(builder: Rewriter, node: ir.Node, ranges: Ranges) -> ir.Value | None:
     """Expand is Tile, which takes every dtype."""
     shape, made = shape_of(node.inputs[0]), shape_of(node.outputs[0])
@@ -124,4 +140,5 @@ _REWRITES: dict[str, Callable[[Rewriter, ir.Node, Ranges], ir.Value | None]] = {
     "Gather": _gather,
     "Expand": _expand,
     "Pow": _pow,
+    "ReduceSum": _reduce_sum,
 }

@@ -61,6 +61,9 @@ def _means_of_sums(model: ir.Model) -> None:
         shape, reduced = shape_of(total.inputs[0]), shape_of(total.outputs[0])
         if shape is None or reduced is None or not math.prod(reduced) or len(total.outputs[0].uses()) != 1:
             continue
+        adds = [user for user, _ in node.outputs[0].uses() if is_ai_onnx(user, "Add")]
+        if not any(constant(value) is not None for user in adds for value in user.inputs):
+            continue  # no epsilon: not the mean of a norm
         if input_at(total, 1) is not None and float(divisor.reshape(())) == math.prod(shape) // math.prod(reduced):
             builder = Rewriter(model, names, node)
             keep = attribute(total, "keepdims", 1)

@@ -33,8 +33,10 @@ def beyond(model: ir.Model, node: ir.Node, setting: Setting, fix: str, ranges: R
     """What the table has against a node that the pass `fix` is for; rows for the opsets ahead of the newest count."""
     if node.domain:
         return []
-    context = Context(setting.precision, ranges or Ranges(integer_inputs(model)))
     rows = [row for row in limits().get(node.op_type, ()) if row.fix == fix and row.holds(setting.cann, _OPSET)]
+    if not rows:
+        return []
+    context = Context(setting.precision, ranges or Ranges(integer_inputs(model)))
     return [said for row in rows if (said := KINDS[row.kind](context, node, row))]
 
 
