@@ -96,6 +96,7 @@ _NO_NAN_FLOAT16 = frozenset({"ReduceMean", "ReduceSum", "AveragePool", "GlobalAv
 # Inputs that say how to compute, not what with; they stay float32.
 _PARAMETERS: Mapping[str, tuple[int, ...]] = {"Resize": (1, 2), "Upsample": (1,), "Dropout": (1,)}
 _FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16)
+_ABSENT = frozenset(t for t in ir.DataType if t.name.startswith(("BFLOAT", "FLOAT8", "FLOAT4", "INT4", "UINT4")))
 _OLDEST_OPSET = 11  # the oldest that atc takes (4.1), and the oldest with Clip's limits as inputs
 
 
@@ -270,8 +271,9 @@ def _check_and_infer(model: ir.Model) -> None:
 
 
 def _unfit(value: ir.Value, where: str) -> list[Fault]:
-    if value.dtype == ir.DataType.BFLOAT16:
-        return [Fault(f"{value.name!r} is bfloat16, which the 310P does not have", where, "export it as float16")]
+    if value.dtype in _ABSENT:
+        what = f"{value.name!r} is {value.dtype.name.lower()}, which the 310P does not have"
+        return [Fault(what, where, "export it as float16")]
     return []
 
 
@@ -441,7 +443,7 @@ class _Rewriter:
             return self.held[value]
         array, taken = _array(value), value
         if array is not None and array.dtype == np.float16:
-            if not np.isfinite(array).all():
+            if not _fits(array):
                 taken = self._constant(_clamped(array), f"{value.name}/clamped")
             taken = self._cast_to(taken, ir.DataType.FLOAT)
             self.half.add(taken)
@@ -457,7 +459,7 @@ class _Rewriter:
             if array is None:
                 name = source.name if source.producer() is None else taken.name
                 made = self._saturate(taken, str(name), node, half=True, nans=taken not in self.finite)
-            elif array.size and not np.abs(array).max() <= FLOAT16_MAX:  # a NaN is not, either
+            elif not _fits(array):
                 made = self._constant(_clamped(array), f"{source.name}/clamped")
             else:
                 made = taken
@@ -570,6 +572,11 @@ def _array(value: ir.Value) -> Array | None:
         tensor = ir.convenience.get_const_tensor(value)
         array = None if tensor is None else tensor.numpy()
     return array
+
+
+def _fits(array: Array) -> bool:
+    """Whether all of a constant is within float16's range; without a copy of it, and False for NaN."""
+    return array.size == 0 or bool(max(-array.min(), array.max()) <= FLOAT16_MAX and not np.isnan(array.min()))
 
 
 def _clamped(array: Array) -> Array:
