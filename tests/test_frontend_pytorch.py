@@ -23,7 +23,7 @@ import pytest
 import npukit
 from npukit.errors import MissingDependency, ModelError, NpukitError
 from npukit.frontends.onnx import LoadOptions, load
-from npukit.frontends.pytorch import archive, as_onnx, kind_of, script
+from npukit.frontends.pytorch import archive, as_onnx, kind_of, kinds, script
 from npukit.frontends.pytorch import convert as pytorch_convert
 from npukit.runtime.session import file_kind
 
@@ -249,6 +249,45 @@ def test_a_member_that_leads_out_or_unpacks_to_much_is_refused(tmp_path: Path) -
     bomb = write(tmp_path / "bomb.pt2", members(**{"data/weights/weight_1": bytes(64 << 20)}), zipfile.ZIP_DEFLATED)
     with pytest.raises(ModelError, match="unpacks to"):
         archive.check_archive(bomb, allow_pickle=False)
+
+
+def declared(path: Path, name: str, size: int) -> Path:
+    """An archive in whose directory the member `name` is deflated and unpacks to `size`."""
+    write(path, {**members(), name: bytes(4 << 20)}, zipfile.ZIP_DEFLATED)
+    data = bytearray(path.read_bytes())
+    at = data.index(b"PK\1\2")
+    while bytes(data[at + 46 : at + 46 + len(name)]) != name.encode():
+        at = data.index(b"PK\1\2", at + 4)
+    data[at + 24 : at + 28] = (size & 0xFFFFFFFF).to_bytes(4, "little")
+    path.write_bytes(data)
+    return path
+
+
+def test_files_that_unpack_to_gigabytes_or_hold_millions_of_values_are_refused_in_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import time
+    import tracemalloc
+
+    monkeypatch.setattr(kinds, "_MAX_UNPACKED", 8 << 20)
+    noise = np.random.default_rng(0).bytes(9 << 20)
+    script_file = {"m/data.pkl": b"", "m/code/a.py": b"", "m/data/0": bytes(8 << 20)}
+    hostile: list[tuple[Path, str]] = [
+        (declared(tmp_path / "far.pt2", "m/data/weights/w", 4_000_000_000), "unpacks to 4000000000"),
+        (write(tmp_path / "script.pt", script_file, zipfile.ZIP_DEFLATED), "unpacks to"),
+        (write(tmp_path / "values.pt2", members(b'{"a":[' + b"[]," * 5_000_000 + b"0]}")), "values"),
+        (write(tmp_path / "ops.pt", {"m/data.pkl": b"\x80\x02" + b"N0" * 2_000_000 + b"."}), "no program"),
+        (write(tmp_path / "many.pt2", members(**{"data/weights/w": noise}), zipfile.ZIP_DEFLATED), "members unpack to"),
+    ]
+    for path, text in hostile:
+        tracemalloc.start()
+        start = time.monotonic()
+        with pytest.raises(NpukitError, match=text):
+            as_onnx(path)
+        seconds, peak = time.monotonic() - start, tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < 300e6, path
+        assert seconds < 30, path  # tracing makes it some ten times slower
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+import collections
+import itertools
 import pickletools
 import re
 from pathlib import Path
@@ -15,6 +17,9 @@ EXPORT, SCRIPT, PICKLE = "export", "script", "pickle"
 """A torch.export archive; a TorchScript archive; an archive or file that `torch.save` pickled."""
 
 _MAX_PICKLE = 64 << 20
+_MAX_OPCODES = 1_000_000  # of a pickle, looked at in about 2 s
+_MAX_RATIO = 200  # of a compressed member
+_MAX_UNPACKED = 1 << 30  # of all compressed members
 # torch.save before 1.6 wrote a bare pickle whose first value is this number
 _LEGACY = b"\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
 # What a file of tensors in containers names; any other global is somebody's class.
@@ -70,16 +75,16 @@ def pickled_classes(path: Path) -> list[str]:
     """
     data = map_file(path)
     if bytes(data[:2]) == b"PK":
-        entries = zip_entries(data, where=str(path))
+        _, entries = members(path)
         member = next(entry for entry in entries if entry.name.partition("/")[2] == "data.pkl")
         pickles = [zip_read(data, member, limit=_MAX_PICKLE, where=str(path))]
     else:
         pickles = _legacy_pickles(bytes(data[:_MAX_PICKLE]))
     found: dict[str, None] = {}
     for pickle in pickles:
-        strings: list[str] = []
+        strings: collections.deque[str] = collections.deque(maxlen=2)
         try:
-            for opcode, argument, _ in pickletools.genops(pickle):
+            for opcode, argument, _ in itertools.islice(pickletools.genops(pickle), _MAX_OPCODES):
                 if isinstance(argument, str) and opcode.name != "GLOBAL":
                     strings.append(argument)
                 if opcode.name == "STACK_GLOBAL" and len(strings) > 1:
@@ -96,7 +101,7 @@ def _legacy_pickles(data: bytes) -> list[bytes]:
     at = 0
     for _ in range(3):
         try:
-            for _, _, position in pickletools.genops(data[at:]):
+            for _, _, position in itertools.islice(pickletools.genops(data[at:]), _MAX_OPCODES):
                 end = position
         except Exception:
             return []
@@ -124,6 +129,22 @@ def refuse_pickle(path: Path) -> ModelError:
 
 
 def members(path: Path) -> tuple[memoryview, list[ZipEntry]]:
-    """The file, mapped, and its members, every offset and name checked."""
+    """The file, mapped, and its members, every offset and name checked.
+
+    Raises:
+        ModelError: its compressed members unpack to far more than they hold; torch's own archives have none.
+    """
     data = map_file(path)
-    return data, zip_entries(data, where=str(path))
+    entries = zip_entries(data, where=str(path))
+    packed = [entry for entry in entries if entry.method]
+    for entry in packed:
+        if entry.size > (1 << 20) and entry.size > _MAX_RATIO * max(entry.stored, 1):
+            raise ModelError(f"its member {entry.name!r} unpacks to {entry.size} bytes: refused", where=str(path))
+    total = sum(entry.size for entry in packed)
+    if total > _MAX_UNPACKED:
+        raise ModelError(
+            f"its compressed members unpack to {total} bytes: refused",
+            where=str(path),
+            hint="torch stores its archives uncompressed: unpack it and zip it again with -0, if you trust it",
+        )
+    return data, entries
