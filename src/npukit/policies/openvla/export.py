@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from npukit.analysis import text
 from npukit.errors import UsageError
 from npukit.policies.kinds import Exported, ExportRequest
 from npukit.policies.onnx_writer import WeightFile
@@ -97,6 +98,6 @@ def _check_room(folder: Path, size: int) -> None:
     """Raise a UsageError where the disk does not hold so many bytes and a little more."""
     needed, free = int(size * 1.02) + (64 << 20), shutil.disk_usage(folder).free
     if free < needed:
-        raise UsageError(f"the models take {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free",
+        raise UsageError(f"the models take {text.size(needed)}, {text.size(free)} are free",
                          where=str(folder.parent), hint="choose another disk with -o; nothing else is written "
                          "meanwhile")  # fmt: skip

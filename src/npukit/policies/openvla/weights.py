@@ -94,7 +94,8 @@ class Weights:
                 continue
             entry = self._shards[self._home[key]][key]
             if entry.shape != shape:
-                faults.append(Fault(f"shape {list(entry.shape)}, {list(shape)} expected", key, self._home[key]))
+                what = f"shape {list(entry.shape)}, {list(shape)} expected (in {self._home[key]})"
+                faults.append(Fault(what, key))
             elif entry.dtype not in _FLOATS:
                 faults.append(Fault(f"dtype {entry.dtype.name}, float32, float16 or bfloat16 expected", key))
         for key in self.shapes:
