@@ -60,6 +60,12 @@ VERBS: Table = {
 POLICY: Table = {
     "export": ("npukit.policies.export_verb", "ExportOptions", "export", "Make a policy folder from a checkpoint."),
     "run": ("npukit.policies.run_verb", "RunOptions", "run", "Run a policy on recorded observations."),
+    "attach": (
+        "npukit.policies.attach_verb",
+        "AttachOptions",
+        "attach",
+        "Add models compiled for an Ascend chip to a policy.",
+    ),
     "verify": (
         "npukit.policies.verify_verb",
         "VerifyOptions",
@@ -70,7 +76,7 @@ POLICY: Table = {
     "serve": ("npukit.serving.serve_verb", "ServeOptions", "serve", "Serve a policy to robots over a web socket."),
 }
 GROUPS: dict[str, tuple[Table, str]] = {
-    "policy": (POLICY, "Robot policies: export, run, verify, eval, serve."),
+    "policy": (POLICY, "Robot policies: export, attach, run, verify, eval, serve."),
 }
 
 _ClickError: type[Exception] = typer.BadParameter.__mro__[2]  # click's base class, vendored by newer typers

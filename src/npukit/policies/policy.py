@@ -25,7 +25,7 @@ Array = npt.NDArray[Any]
 
 SIMULATED = "sim"
 """The backend that runs the NPU's artifacts (DLC) on ONNX Runtime, every rounding included."""
-BACKENDS = ("ort", "qnn-cpu", "qnn-htp", SIMULATED)
+BACKENDS = ("ort", "qnn-cpu", "qnn-htp", SIMULATED, "acl")
 """What may execute a policy; the first that a package has artifacts for is the default."""
 
 
