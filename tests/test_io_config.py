@@ -101,7 +101,9 @@ def test_codes_go_into_a_float_model_and_come_out(dtype: str, offset: int) -> No
     quant = {"Scale": 0.05, "Offset": offset}
     source = {"DataType": "float32"}
     coded = entry(source=source, dtype=dtype, QuantParams=quant)
-    assert convert(config([coded])).exit_code == 0
+    result = convert(config([coded]))
+    assert result.exit_code == 0
+    assert result.converted.precision == "float32"  # the model computes in float: judged as such
     codes = RNG.integers(np.iinfo(dtype).min, np.iinfo(dtype).max, (2, 9), dtype=dtype, endpoint=True)
     real = 0.05 * (codes.astype(np.float64) + offset)
     np.testing.assert_allclose(run(x=codes), 2 * real + 1, rtol=1e-5, atol=1e-6)

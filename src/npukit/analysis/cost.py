@@ -53,11 +53,21 @@ def precision(graph: Graph) -> str:
     encodings = [t.encoding for t in graph.tensors() if t.encoding is not None]
     if any(encoding.bitwidth == 4 or encoding.block_scales is not None for encoding in encodings):
         return "int4"
-    found = {t.dtype for t in graph.tensors() if t.kind is not TensorKind.STATIC}
+    codes = _given_codes(graph)
+    found = {t.dtype for t in graph.tensors() if t.kind is not TensorKind.STATIC and id(t) not in codes}
     widths = {d.bits for d in found if d.is_quantized}
     if widths:
         return "int8" if min(widths) <= 8 else "int16"
     return "float16" if DType.FLOAT_16 in found else "float32"
+
+
+def _given_codes(graph: Graph) -> set[int]:
+    """Ids of the inputs that are codes in the source too, moved or not: they are exact, whatever their width."""
+    codes = {id(t) for t in graph.inputs if t.held is not None and "int" in t.held.dtype}
+    for op in graph.ops:
+        if op.type in ("Reshape", "Transpose", "StridedSlice") and id(op.inputs[0]) in codes:
+            codes.update(id(t) for t in op.outputs)
+    return codes
 
 
 def coarser(precision: str, backend: str) -> str:
