@@ -16,7 +16,7 @@ BINDING_TESTS := tests/test_qnn_api_native.py tests/test_capture.py tests/test_a
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup demo check lint unit test test-all conformance networks networks-pytorch networks-tensorflow env-openpi env-tensorflow train bench bench-serving bench-sentences bench-quantization bench-smolvla bench-closed-loop soak fuzz sbom wheel docs-api clean
+.PHONY: help setup demo check lint unit test test-all conformance networks networks-pytorch networks-tensorflow env-openpi env-tensorflow train bench bench-serving bench-sentences bench-quantization bench-smolvla bench-openvla bench-closed-loop soak fuzz sbom wheel docs-api clean
 .DELETE_ON_ERROR:
 
 help:
@@ -28,6 +28,7 @@ help:
 	@echo "make conformance  the ONNX backend tests over all paths; writes docs/op-coverage.md"
 	@echo "make networks     eight real networks at full size on both backends; writes docs/results/networks.md"
 	@echo "make env-tensorflow  TensorFlow and tf2onnx in .venv-tensorflow, for tests of TensorFlow's models"
+	@echo "make networks-pytorch networks-tensorflow  their networks against themselves; write docs/results/networks-*.md"
 	@echo "make train        the small policy of training/ from nothing (about half an hour)"
 	@echo "make bench        cost against bare C calls and ONNX Runtime's QNN provider"
 	@echo "make bench-quantization  the quantizer against ONNX Runtime's and AIMET's (under 3 hours)"
@@ -35,6 +36,7 @@ help:
 	@echo "make bench-serving  the policy server under load: latency, throughput, what it adds to the inference"
 	@echo "make env-openpi   the environment of openpi's client, which the server is tested with"
 	@echo "make bench-smolvla  a full-size SmolVLA beside PyTorch; writes docs/results/smolvla.md (half an hour, 8 GB)"
+	@echo "make bench-openvla  a full-size OpenVLA exported and compared; writes docs/results/openvla.md (a quarter hour, 31 GB)"
 	@echo "make bench-closed-loop  the small policy's success on every backend; writes docs/results/closed-loop.md (1 hour)"
 	@echo "make soak         10,000 runs, 1,000 sessions, 4 threads: nothing grows, nothing is mixed up"
 	@echo "make fuzz         mutated model files against every loader"
@@ -103,6 +105,13 @@ env-tensorflow:
 networks: $(READY)
 	$(BIN)/python -m networks --markdown docs/results/networks.md
 
+networks-pytorch: $(TORCH)
+	$(BIN)/python -m pip install --quiet -c constraints.txt transformers
+	$(BIN)/python -m networks.pytorch --markdown docs/results/networks-pytorch.md
+
+networks-tensorflow: $(READY) env-tensorflow
+	$(BIN)/python -m networks.tensorflow --markdown docs/results/networks-tensorflow.md
+
 # The committed policy is training/checkpoint; this makes another from nothing, beside it.
 train: $(TORCH)
 	$(BIN)/python -m pip install --quiet -c constraints.txt --no-build-isolation -e ".[policy,sim]"
@@ -131,6 +140,11 @@ bench-closed-loop: $(TORCH)
 bench-smolvla: $(TORCH)
 	@mkdir -p results
 	$(BIN)/python -m benchmarks.smolvla --json results/smolvla.json --markdown docs/results/smolvla.md
+
+bench-openvla: $(TORCH)
+	@mkdir -p results
+	$(BIN)/python -m pip install --quiet -c constraints.txt --no-build-isolation -e ".[openvla]"
+	$(BIN)/python -m benchmarks.openvla --json results/openvla.json --markdown docs/results/openvla.md
 
 soak: $(READY)
 	$(BIN)/python -m benchmarks.soak

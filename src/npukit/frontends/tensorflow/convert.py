@@ -54,7 +54,7 @@ class TensorFlowOptions:
         signature: key of a SavedModel's signature; empty for serving_default, or the first.
         python: the interpreter that has TensorFlow; None for the variable's, else this one.
         compare: run TensorFlow and the exported ONNX on the same inputs.
-        timeout: seconds that reading may take; None: a minute, and one for each 5 MB.
+        timeout: seconds that reading may take; None: five minutes, and a second for each MB.
     """
 
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
@@ -215,7 +215,7 @@ def ask(python: str, request: dict[str, Any], folder: Path, size: int, timeout: 
     """
     reply, asked, printed = folder / "reply.json", folder / "request.json", folder / "printed.txt"
     asked.write_text(json.dumps({**request, "reply": str(reply)}))
-    limit = timeout or 60.0 + size / 5e6
+    limit = timeout or 300.0 + size / 1e6
     memory = (4 << 30) + 8 * size
     environment = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "PYTHONHOME")}
     with open(printed, "wb") as sink:
