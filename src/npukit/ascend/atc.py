@@ -30,7 +30,7 @@ log = logging.getLogger("npukit.native")
 
 _KEPT_LINES = 2_000
 _POLL_SECONDS = 0.2
-_GRACE_SECONDS = 5.0
+_GRACE_SECONDS = 2.0
 
 # The shell becomes atc. Beside it waits what ends the whole group when our end of its standard input closes, which the
 # system does however this process ends: atc runs for hours, and nobody would want it any more.

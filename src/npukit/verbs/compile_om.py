@@ -157,7 +157,7 @@ def compile_om(options: CompileOptions, chip: Target) -> OmResult | CommandResul
     toolkit = cann.find()
     output = options.output or options.model.with_suffix(".om")
     with _work_folder(output) as work:
-        staged = _staged(options, chip, work, output, toolkit.version)
+        staged = _staged(options, chip, work, output, options.cann or toolkit.version)
         outcome = atc.run(
             staged.job, work / staged.name, toolkit, where=str(options.model), timeout=options.timeout,
             memory_limit=options.memory_limit, progress=log.report,

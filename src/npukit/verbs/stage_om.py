@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     Contract = tuple[tuple[IoTensor, ...], tuple[IoTensor, ...]]
 
-_PLAIN_NAME = re.compile(r"[A-Za-z0-9._-]+")
+_PLAIN_NAME = re.compile(r"(?!out$)[A-Za-z0-9_][A-Za-z0-9._-]*")  # "out" is where OMs go
 _AIPP = "aipp.cfg"
 _SHOWN = 5  # warnings of the lint of one rule in the notes
 # The older names of precision modes, by those that the lint knows.
@@ -206,14 +206,14 @@ def _check_options(given: dict[str, str], shapes: dict[str, Shape], version: str
 
 def _copy_files(given: dict[str, str], home: Path) -> tuple[str, ...]:
     """Copy the files among the options into the model's folder and name them there; gives their options' names."""
-    from npukit.ascend.atc_options import OPTIONS
+    from npukit.ascend.atc_options import OPTIONS, path_fault
 
     found = [name for name in given if name in OPTIONS and OPTIONS[name].kind == "file"]
     for name in found:
         path = Path(given[name])
         if path.name == _AIPP and not path.parent.name:
             continue
-        suffix = path.suffix if _PLAIN_NAME.fullmatch(path.suffix or "x") else ""
+        suffix = "" if path_fault(path.suffix) else path.suffix
         with files.os_errors(path, "read"):
             shutil.copyfile(path, home / f"{name}{suffix}")
         given[name] = f"{name}{suffix}"
