@@ -222,18 +222,21 @@ class Emitter:
             return self._static_value(value, perm, as_codes)
         tensor = self._held[value]
         order = self._order.get(id(tensor))
+
+        def turned() -> Tensor:
+            have, want = order or tuple(range(self.rank(value))), perm or tuple(range(self.rank(value)))
+            return self.transpose(tensor, tuple(have.index(axis) for axis in want))
+
         if tensor.dtype.is_quantized and not as_codes:
+            if order != perm:  # codes are turned, where the layout pass finds that two turns cancel
+                tensor, order = turned(), perm
             # Codes with an encoding stand for floats (also an integer graph input); without, they are used as such.
             real = value in self._encodings or self.is_float(value)
             tensor = self._dequantized(tensor) if real else self.cast(tensor, DType.INT_32)
         elif as_codes and not tensor.dtype.is_quantized:
             dtype, encoding = self._encodings[value]
             tensor = self.emit("Quantize", [tensor], [self.temp(tensor.shape, dtype, encoding)])
-        if order != perm:
-            rank = len(self.shape(value))
-            have, want = order or tuple(range(rank)), perm or tuple(range(rank))
-            tensor = self.transpose(tensor, tuple(have.index(axis) for axis in want))
-        return tensor
+        return turned() if order != perm else tensor
 
     def _dequantized(self, tensor: Tensor) -> Tensor:
         """The real values of codes: Dequantize, or where a target cannot run that twice, arithmetic on the codes."""

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from npukit.errors import MissingDependency, ModelError, NativeError, UsageError, nearest
+from npukit.qnn.graph import Encoding
 from npukit.runtime.contract import Array, Port
 from npukit.runtime.engine import Description, Placement, ProfileEvent, Request
 from npukit.worker import note
@@ -83,6 +84,8 @@ class LiteRtEngine:
         note("LiteRT: invoke")
         feeds = dict(zip(self._ins, inputs, strict=True))
         try:
+            # a recurrent layer goes on from the run before, if nothing resets it: npukit's runs are independent
+            self._interpreter.reset_all_variables()
             if self._runner is not None:
                 found = self._runner(**feeds)
                 results = [np.array(found[name]) for name in self._outs]
@@ -115,8 +118,11 @@ class LiteRtEngine:
 def _port(name: str, detail: dict[str, Any]) -> Port:
     sizes = detail["shape_signature"] if len(detail["shape_signature"]) else detail["shape"]
     shape = tuple(int(size) if size >= 0 else None for size in sizes)
-    dtype = np.dtype(detail["dtype"]).name
-    return Port(name, dtype, shape, name, None, shape)
+    dtype = np.dtype(detail["dtype"])
+    scale, point = detail["quantization"]
+    # of codes: what they stand for
+    encoding = Encoding.per_tensor(float(scale), -int(point)) if scale and dtype.kind in "iu" else None
+    return Port(name, dtype.name, shape, name, None, shape, encoding=encoding)
 
 
 def version() -> str:

@@ -149,7 +149,10 @@ def verify_here(options: VerifyOptions, given: Samples | None = None) -> tuple[V
         limits = compare.criteria(
             precision, min_sqnr=options.min_sqnr, max_error=options.max_error, min_cosine=options.min_cosine
         )
-        plan = analysis.Plan(precision, limits, indices, options.model.name, options.against.name)
+        codes = {}
+        if reference.backend == "litert":
+            codes = {info.name: info.native.encoding for info in reference.outputs if info.native.encoding is not None}
+        plan = analysis.Plan(precision, limits, indices, options.model.name, options.against.name, codes=codes)
         if any("rewritten" in note for note in notes):
             takes = {info.name for info in reference.inputs}
             feeds = {name: array for name, array in chosen.runs[0].items() if name in takes}

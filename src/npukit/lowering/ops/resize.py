@@ -39,13 +39,13 @@ def resize(e: Emitter, node: ir.Node) -> None:
         e.bind(node.outputs[0], x, order)
         return
     rank = len(given)
+    if plan.mode == "linear":
+        in_float_with(e, "bilinear_resize_of_codes_coarse")
 
     def native() -> None:
         if rank != 4 or any(axis < 2 for axis in changed):
             raise Unsupported("a native Resize is over H and W of rank 4")
         op_type, params = plan.native(e)
-        if op_type == "ResizeBilinear":
-            in_float_with(e, "bilinear_resize_of_codes_coarse")
         x = e.channel_last(node.inputs[0])
         e.emit(op_type, [x], [e.output(node.outputs[0], channel_last(4))], **params)
 
