@@ -9,7 +9,7 @@ import contextlib
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,9 @@ from npukit.policies.package import STATISTICS, TOKENIZER, Component, Manifest
 from npukit.policies.processing import Postprocessor, Preprocessor
 from npukit.policies.safetensors_file import SafetensorsFile
 from npukit.runtime.session import Session
+
+if TYPE_CHECKING:
+    from npukit.ascend.emulate import Saturation
 
 Array = npt.NDArray[Any]
 
@@ -201,6 +204,16 @@ class Policy:
                 f"{array.dtype} {list(array.shape)}")  # fmt: skip
             raise InputError(f"expected finite float32 {list(shape)}, got {what}", where="noise")
         return np.ascontiguousarray(array, np.float32)
+
+    def saturations(self, *, clear: bool = False) -> dict[str, list[Saturation]]:
+        """What emulated arithmetic has saturated so far, by component; only those where it has.
+
+        Args:
+            clear: forget it, so that the next call tells of later predictions alone.
+        """
+        self._check_open()
+        found = {name: session.saturations(clear=clear) for name, session in self.sessions.items() if session.emulated}
+        return {name: tensors for name, tensors in found.items() if tensors}
 
     # ------------------------------------------------------------ the end
 

@@ -74,9 +74,12 @@ class EmulatedEngine(OrtEngine):
             notes=tuple(emulated.notes),
         )
 
-    def saturations(self) -> list[Saturation]:
-        """The tensors that were saturated in any run so far, in the order of the graph."""
-        return [self._found[probe.top] for probe in self._probes if probe.top in self._found]
+    def saturations(self, *, clear: bool = False) -> list[Saturation]:
+        """The tensors that were saturated in any run so far, in the order of the graph; `clear` begins anew."""
+        found = [self._found[probe.top] for probe in self._probes if probe.top in self._found]
+        if clear:
+            self._found.clear()
+        return found
 
     def _run_plain(self, inputs: Sequence[Array]) -> list[Array]:
         feeds = {port.tensor: array for port, array in zip(self._inputs, inputs, strict=True)}

@@ -148,14 +148,14 @@ def copy(number: int, slot: int, source: int, output: int, port: int, row: int) 
     return slots[slot].copy(slots[source], output, port, row)
 
 
-def saturations(number: int) -> list[Saturation]:
+def saturations(number: int, clear: bool) -> list[Saturation]:  # noqa: FBT001 - the pipe has no keywords here
     """See `Session.saturations`."""
-    return saturations_of(_hosted[number].engine)
+    return saturations_of(_hosted[number].engine, clear=clear)
 
 
-def saturations_of(engine: Engine) -> list[Saturation]:
+def saturations_of(engine: Engine, *, clear: bool) -> list[Saturation]:
     """What an emulating engine has saturated so far."""
-    found: list[Saturation] = engine.saturations()  # type: ignore[attr-defined]
+    found: list[Saturation] = engine.saturations(clear=clear)  # type: ignore[attr-defined]
     return found
 
 

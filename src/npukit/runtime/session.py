@@ -376,8 +376,11 @@ class Session:
             events: list[ProfileEvent] = self._call("profile", natives, runs)
             return events
 
-    def saturations(self) -> list[Saturation]:
+    def saturations(self, *, clear: bool = False) -> list[Saturation]:
         """What the emulated arithmetic has saturated in all runs so far, in the order of the graph.
+
+        Args:
+            clear: forget it, so that the next call tells of later runs alone.
 
         Raises:
             UsageError: the session does not emulate.
@@ -387,8 +390,8 @@ class Session:
         with self._lock:
             self._check_open()
             if self._engine is not None:
-                return host.saturations_of(self._engine)
-            found: list[Saturation] = self._call("saturations")
+                return host.saturations_of(self._engine, clear=clear)
+            found: list[Saturation] = self._call("saturations", clear)
             return found
 
     @property

@@ -8,7 +8,7 @@ import contextlib
 import hashlib
 import logging
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -103,6 +103,7 @@ class Episode:
         policy_seconds: of it, the policy's.
         actions: the first 16 digits of the SHA-256 of all actions (float32): equal where two runs did the same.
         video: name of the MP4 below the results' folder; empty for none.
+        saturated: elements that emulated arithmetic saturated, by "COMPONENT/TENSOR"; empty without emulation.
     """
 
     env: str
@@ -118,6 +119,7 @@ class Episode:
     policy_seconds: float
     actions: str
     video: str = ""
+    saturated: dict[str, int] = field(default_factory=dict)
 
     @property
     def failed(self) -> bool:
@@ -144,6 +146,7 @@ def play(policy: Policy, env: Env, job: Job) -> Episode:
     digest = hashlib.sha256()
     steps, success, reason = 0, False, "step limit"
     limit = job.step_limit
+    _saturated(policy)  # what came before is not of this episode
     try:
         with contextlib.ExitStack() as stack:
             film = None
@@ -182,8 +185,14 @@ def play(policy: Policy, env: Env, job: Job) -> Episode:
     return Episode(
         job.env, job.task, job.description, job.instruction or job.description, job.episode, job.seed, success, steps,
         reason, time.perf_counter() - begin, clock.total, digest.hexdigest()[:16],
-        job.video.name if job.video is not None and job.video.is_file() else "",
+        job.video.name if job.video is not None and job.video.is_file() else "", _saturated(policy),
     )  # fmt: skip
+
+
+def _saturated(policy: Policy) -> dict[str, int]:
+    """What emulated arithmetic saturated since the last call, NaNs included."""
+    found = policy.saturations(clear=True) if hasattr(policy, "saturations") else {}
+    return {f"{name}/{one.tensor}": one.count + one.nans for name, tensors in found.items() for one in tensors}
 
 
 def failure(error: BaseException) -> str:

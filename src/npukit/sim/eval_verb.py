@@ -9,6 +9,7 @@ import dataclasses
 import importlib.metadata
 import json
 import os
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -106,6 +107,14 @@ class EvalResult:
         """1 where `min_success` was not reached."""
         return int(self.min_success is not None and 100 * self.total.rate < self.min_success)
 
+    @property
+    def saturated(self) -> dict[str, int]:
+        """Elements that emulated arithmetic saturated in all episodes, by "COMPONENT/TENSOR"."""
+        total: Counter[str] = Counter()
+        for one in self.episodes:
+            total.update(one.saturated)
+        return dict(total)
+
     def to_json(self) -> dict[str, Any]:
         """As one JSON-ready object; rates are shares of 1."""
         rows = [{**dataclasses.asdict(row), "rate": row.rate} for row in (*self.rows, self.total)]
@@ -118,6 +127,7 @@ class EvalResult:
             "folder": str(self.folder),
             "against": self.against,
             "comparison": None if self.comparison is None else dataclasses.asdict(self.comparison),
+            "saturated": self.saturated,
             "episodes": [dataclasses.asdict(one) for one in self.episodes],
         }
 
@@ -134,6 +144,11 @@ class EvalResult:
         if steps and seconds:
             share = sum(one.policy_seconds for one in self.episodes) / steps
             lines.append(f"{steps} steps, {1e3 * seconds / steps:.3g} ms each, of them {1e3 * share:.3g} ms the policy")
+        saturated = self.saturated
+        if saturated:
+            most = sorted(saturated.items(), key=lambda pair: -pair[1])
+            some = ", ".join(f"{name} {count}" for name, count in most[:5]) + (", ..." if len(most) > 5 else "")
+            lines.append(f"{len(most)} tensors saturated, by elements: {some}")
         if self.total.errors:
             reasons = sorted({one.reason for one in self.episodes if one.failed})
             lines.append(

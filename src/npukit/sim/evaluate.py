@@ -56,7 +56,8 @@ def read(folder: Path) -> list[Episode]:
     return list(found.values())
 
 
-_TYPES: dict[str, Any] = {"str": str, "int": int, "bool": bool, "float": (int, float)}
+_TYPES: dict[str, Any] = {"str": str, "int": int, "bool": bool, "float": (int, float), "dict[str, int]": dict}
+_ADDED: dict[str, Any] = {"video": "", "saturated": {}}  # fields that older results do not have
 
 
 def _episode(line: bytes, path: Path, number: int) -> Episode:
@@ -69,8 +70,9 @@ def _episode(line: bytes, path: Path, number: int) -> Episode:
         raise InputError("not an episode", where=where)
     kept: dict[str, Any] = {}
     for field in dataclasses.fields(Episode):
-        value = values.get(field.name, "" if field.name == "video" else None)
-        if not isinstance(value, _TYPES[str(field.type)]):
+        value = values.get(field.name, _ADDED.get(field.name))
+        sound = isinstance(value, _TYPES[str(field.type)])
+        if not sound or (isinstance(value, dict) and not all(type(count) is int for count in value.values())):
             raise InputError(f"{field.name!r} is missing, or not of type {field.type}", where=where)
         kept[field.name] = value
     return Episode(**kept)
