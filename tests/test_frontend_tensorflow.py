@@ -7,6 +7,7 @@ The graphs of the first half are written here by hand, field by field, as Tensor
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import sys
 import textwrap
@@ -198,6 +199,25 @@ def test_a_file_of_millions_of_fields_is_refused_in_time(tmp_path: Path) -> None
     with pytest.raises(ModelError, match="more than 1000000 fields"):
         graph.read_graphs(path, "frozen graph")
     assert time.monotonic() - start < 10
+
+
+def test_mutated_graphs_are_read_or_refused_with_a_sentence(tmp_path: Path) -> None:
+    saving = function("traced_save", node("s", "SaveV2"))
+    main = graph_def(node("x", "Placeholder"), node("y", "PartitionedCall", "x", attr=calls("g")), functions=(saving,))
+    seeds = {"frozen graph": main, "checkpoint": meta_graph(main, restore="y")}
+    random = np.random.default_rng(0)
+    read = 0
+    for number in range(1000):
+        kind = ("frozen graph", "checkpoint")[number % 2]
+        data = bytearray(seeds[kind])
+        for at in random.integers(0, len(data), 1 + number % 4):
+            data[at] = int(random.integers(0, 256))
+        path = write(tmp_path / "g.pb", bytes(data[: int(random.integers(1, len(data)))] if number % 5 == 0 else data))
+        kind_of(path)
+        with contextlib.suppress(NpukitError):
+            graph.read_graphs(path, kind)
+            read += 1
+    assert 50 < read < 950
 
 
 def test_a_link_out_of_a_saved_model_is_refused(tmp_path: Path) -> None:
