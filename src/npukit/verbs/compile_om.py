@@ -158,6 +158,7 @@ def compile_om(options: CompileOptions, chip: Target) -> OmResult | CommandResul
     output = options.output or options.model.with_suffix(".om")
     with _work_folder(output) as work:
         staged = _staged(options, chip, work, output, options.cann or toolkit.version)
+        (work / "out").mkdir()
         outcome = atc.run(
             staged.job, work / staged.name, toolkit, where=str(options.model), timeout=options.timeout,
             memory_limit=options.memory_limit, progress=log.report,
@@ -294,7 +295,8 @@ def _commands(options: CompileOptions, chip: Target) -> CommandResult:
         shutil.rmtree(folder, ignore_errors=True)
     ready = options.model
     lines = []
-    if staged.applied or options.symbols or options.input_shapes:
+    fixed = options.symbols or any(is_static(shape) for shape in options.input_shapes.values())
+    if options.prepare and (staged.applied or fixed):
         ready = output.with_suffix(".atc.onnx")
         lines.append(
             shlex.join(["npukit", "convert", str(options.model), *_preparing(options, chip), "-o", str(ready)])

@@ -122,7 +122,6 @@ def stage(options: CompileOptions, chip: Target, folder: Path, output: Path, ver
     types: dict[str, list[str]] = {}
     for node in model.graph.all_nodes():
         types.setdefault(node.op_type, []).append(node.name or "")
-    (folder / "out").mkdir()
     job = Job(f"{name}.onnx", f"../out/{name}", chip.soc_version, given, copied, types)
     recorded = {
         "precision": "float16",
