@@ -35,7 +35,7 @@ help:
 	@echo "make bench-sentences  quantizations of a trained sentence encoder; writes docs/results/sentence-encoder.md"
 	@echo "make bench-serving  the policy server under load: latency, throughput, what it adds to the inference"
 	@echo "make env-openpi   the environment of openpi's client, which the server is tested with"
-	@echo "make bench-smolvla  a full-size SmolVLA beside PyTorch; writes docs/results/smolvla.md (half an hour, 8 GB)"
+	@echo "make bench-smolvla  a full-size SmolVLA beside PyTorch; writes docs/results/smolvla.md (40 minutes, 14 GB)"
 	@echo "make bench-openvla  a full-size OpenVLA exported and compared; writes docs/results/openvla.md (a quarter hour, 31 GB)"
 	@echo "make bench-closed-loop  the small policy's success on every backend; writes docs/results/closed-loop.md (1 hour)"
 	@echo "make soak         10,000 runs, 1,000 sessions, 4 threads: nothing grows, nothing is mixed up"

@@ -27,8 +27,16 @@ from benchmarks import pages
 THREADS = 2
 PEER = "torch-sdpa"
 EXACT = "torch-eager"
-SIDES = (EXACT, PEER, "torch-bfloat16", "ort", "qnn-cpu")
-_OURS = ("ort", "qnn-cpu")
+# Package -> what is asked of `npukit policy export`; and what runs of it.
+PACKAGES: dict[str, tuple[str, ...]] = {
+    "float32": ("--backend=ort", "--backend=qnn-cpu"),
+    "int8": ("--backend=ort", "--precision=int8"),
+    "float16": ("--backend=qnn-htp", "--precision=float16", "--target=sm8650"),
+    "w8a16": ("--backend=qnn-htp", "--precision=w8a16", "--target=sm8650"),
+}
+OURS = {"ort": ("float32", "ort"), "ort-int8": ("int8", "ort"), "qnn-cpu": ("float32", "qnn-cpu")}
+SIDES = (EXACT, PEER, "torch-bfloat16", *OURS)
+CALIBRATED = 8
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -39,6 +47,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--folder", type=Path, default=Path("results/smolvla"), help="where to work (needs 8 GB)")
     parser.add_argument("--rounds", type=int, default=7, help="chunks of each side, after one that does not count")
     parser.add_argument("--sides", type=lambda t: t.split(","), default=list(SIDES), help=",".join(SIDES))
+    parser.add_argument("--packages", type=lambda t: t.split(","), default=list(PACKAGES), help=",".join(PACKAGES))
     parser.add_argument("--json", type=Path, help="write all figures here")
     parser.add_argument("--markdown", type=Path, help="write the tables here")
     parser.add_argument("--side", help=argparse.SUPPRESS)
@@ -54,7 +63,7 @@ def main(arguments: list[str] | None = None) -> int:
         make_checkpoint(checkpoint, tiny=options.tiny)
     np.savez(options.folder / "sample.npz", **_sample(checkpoint))
     found: dict[str, Any] = {"machine": _machine()}
-    found["export"] = _export(checkpoint, options.folder / "policy")
+    found["export"] = {name: _export(checkpoint, options.folder, name) for name in options.packages}
     found["sides"] = _compare(options.folder, options.sides, options.rounds)
     found["machine"]["load_after"] = os.getloadavg()[0]
     page = markdown(found)
@@ -85,23 +94,38 @@ def make_checkpoint(folder: Path, *, tiny: bool = False) -> None:
     policy_tools.tokenizer(folder / "tokenizer.json")
 
 
-def _export(checkpoint: Path, output: Path) -> dict[str, Any]:
-    """The package for both backends, and what the export says of itself."""
-    backends = [part for name in _OURS for part in ("--backend", name)]
-    command = [sys.executable, "-m", "npukit", "policy", "export", str(checkpoint), "-o", str(output), *backends]
-    command += ["--force", "--json", "--threads", str(THREADS)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, check=True)
+def _export(checkpoint: Path, folder: Path, name: str) -> dict[str, Any]:
+    """A package, and what the export says of itself."""
+    output = folder / name
+    command = [sys.executable, "-m", "npukit", "policy", "export", str(checkpoint), "-o", str(output), *PACKAGES[name]]
+    if name == "w8a16":
+        command += ["--calibration", str(_observations(folder))]
+    done = subprocess.run(
+        [*command, "--force", "--json", "--threads", str(THREADS)], stdout=subprocess.PIPE, check=True
+    )
     made: dict[str, Any] = json.loads(done.stdout)
-    manifest = json.loads((output / "policy.json").read_text())
-    made["bytes_by_backend"] = {
-        name: sum(
-            facts["bytes"]
-            for path, facts in manifest["files"].items()
-            if any(path.startswith(component["artifacts"][name]) for component in manifest["components"])
-        )
-        for name in _OURS
-    }
+    made["contexts"] = {path.name: _context(path) for path in sorted(output.glob("*.bin"))}
     return made
+
+
+def _observations(folder: Path) -> Path:
+    """Made-up observations to quantize by: a network of random weights has no better ones."""
+    from npukit.policies import observations
+    from npukit.policies.package import Manifest
+    from npukit.policies.policy import read_statistics
+
+    path = folder / "observations.npz"
+    if not path.exists():
+        manifest = Manifest.read(folder / "float32")
+        observations.write(path, observations.generate(manifest, read_statistics(manifest), CALIBRATED, seed=1))
+    return path
+
+
+def _context(path: Path) -> dict[str, str]:
+    """What QnnSystem says of a context binary."""
+    command = [sys.executable, "-m", "npukit", "inspect", str(path), "--json"]
+    facts: dict[str, str] = json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)["facts"]
+    return facts
 
 
 # ---------------------------------------------------------------- the sides, in turn
@@ -213,7 +237,8 @@ def _npukit(name: str, folder: Path) -> Any:
     import npukit
     from npukit.policies.processing import ATTENTION, TOKENS
 
-    policy = npukit.Policy(folder / "policy", backend=name, threads=THREADS)
+    package, backend = OURS[name]
+    policy = npukit.Policy(folder / package, backend=backend, threads=THREADS)
     sample = dict(np.load(folder / "sample.npz"))
     inputs = {camera.feature: sample[f"image_{camera.slot + 1}"] for camera in policy.manifest.cameras}
     inputs |= {"observation.state": sample["state"], TOKENS: sample["lang_tokens"], ATTENTION: sample["lang_masks"]}
@@ -242,7 +267,7 @@ def _machine() -> dict[str, Any]:
 
 def markdown(found: dict[str, Any]) -> str:
     """The tables."""
-    m, sides, export = found["machine"], found["sides"], found["export"]
+    m, sides, exports = found["machine"], found["sides"], found["export"]
     versions = ", ".join(f"{name} {version}" for name, version in m["versions"].items())
     lines = [
         "# SmolVLA at full size",
@@ -272,27 +297,45 @@ def markdown(found: dict[str, Any]) -> str:
                 f"{seconds[0]:.2f} to {seconds[-1]:.2f}",
                 f"{peer / middle:.2f}" if peer else "",
                 f"{side['share']:.1e}" if "share" in side else "",
+                f"{side['sqnr_db']:.1f}" if "sqnr_db" in side and np.isfinite(side["sqnr_db"]) else "",
                 f"{side['peak'] / 1e9:.2f}",
                 f"{side['anonymous'] / 1e9:.2f}",
-                f"{export['bytes_by_backend'][name] / 1e9:.3f}" if name in export["bytes_by_backend"] else "",
+                f"{_size(exports, *OURS[name]) / 1e9:.3f}" if name in OURS and OURS[name][0] in exports else "",
                 parts,
             )
         )
-    head = ("side", "s a chunk", "range", f"times as fast as {PEER}", "max error / range", "peak GB", "anonymous GB")
-    lines += pages.table((*head, "disk GB", "parts, s"), rows)
-    lines += ["", "## The export", ""]
-    stages = [
-        (row["stage"], f"{row['seconds']:.1f}", f"{row['peak_bytes'] / 1e9:.2f}" if row["peak_bytes"] else "")
-        for row in export["parity"]["stages"]
-    ]
-    lines += pages.table(("stage", "seconds", "peak GB"), stages)
-    chunks = [
-        (row["backend"], row["precision"], row["against"], f"{row['cosine']:.8f}", f"{row['share']:.1e}")
-        for row in export["parity"]["chunks"]
-    ]
-    lines += ["", "Chunks of probe observations through the runtime:", ""]
-    lines += pages.table(("backend", "precision", "against", "cosine", "max error / range"), chunks)
+    head = ("side", "s a chunk", "range", f"times as fast as {PEER}", "max error / range", "SQNR, dB")
+    lines += pages.table((*head, "peak GB", "anonymous GB", "disk GB", "parts, s"), rows)
+    for name, export in exports.items():
+        lines += ["", f"## The export: {name}", "", f"`npukit policy export CHECKPOINT {' '.join(PACKAGES[name])}`", ""]
+        stages = [
+            (row["stage"], f"{row['seconds']:.1f}", f"{row['peak_bytes'] / 1e9:.2f}" if row["peak_bytes"] else "")
+            for row in export["parity"]["stages"]
+        ]
+        lines += pages.table(("stage", "seconds", "peak GB"), stages)
+        files = [
+            (row["path"], row["precision"], f"{row['bytes'] / 1e6:.0f}", *(_chip(export["contexts"].get(row["path"]))))
+            for row in export["parity"]["artifacts"]
+        ]
+        lines += ["", *pages.table(("artifact", "precision", "MB", "SoC", "Hexagon", "VTCM, MB"), files)]
+        chunks = [
+            (row["backend"], row["run_on"], row["against"], f"{row['cosine']:.8f}", f"{row['share']:.1e}",
+             "" if row["sqnr_db"] is None else f"{row['sqnr_db']:.1f}")
+            for row in export["parity"]["chunks"]
+        ]  # fmt: skip
+        lines += ["", "Chunks of observations through the runtime:", ""]
+        lines += pages.table(("backend", "run on", "against", "cosine", "max error / range", "SQNR, dB"), chunks)
     return "\n".join(lines) + "\n"
+
+
+def _size(exports: dict[str, Any], package: str, backend: str) -> int:
+    rows = exports[package]["parity"]["artifacts"]
+    return sum(row["bytes"] for row in rows if row["backend"] == backend)
+
+
+def _chip(facts: dict[str, str] | None) -> tuple[str, ...]:
+    """Of a context binary the chip and the memory that its graph was made for."""
+    return tuple((facts or {}).get(name, "") for name in ("SoC", "Hexagon", "VTCM MB"))
 
 
 if __name__ == "__main__":
