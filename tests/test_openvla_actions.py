@@ -165,10 +165,21 @@ def test_a_missing_mask_means_all() -> None:
     assert actions.checked_statistics(stats, 7)["a"]["mask"] == [True] * 7
 
 
-@pytest.mark.parametrize("change", [{"statistics": None}, {"statistics": {"a": {}}}, {"statistics": {"a": 1}}])
-def test_a_damaged_step(change: dict[str, Any]) -> None:
-    with pytest.raises((ArtifactError, UsageError)):
-        Postprocessor(OUTPUTS, [{"step": "unnormalize_by_key", "key": "a", **change}], {})
+@pytest.mark.parametrize(
+    "statistics",
+    [None, {}, {"a": {}}, {"a": 1}, {"a": {"q01": [0.0] * 6, "q99": [1.0] * 7, "mask": None}},
+     {"a": {"q01": ["x"] * 7, "q99": [1.0] * 7}}],
+)  # fmt: skip
+def test_a_damaged_step(statistics: Any) -> None:
+    with pytest.raises((ArtifactError, ModelError, UsageError)):
+        Postprocessor(OUTPUTS, [{"step": "unnormalize_by_key", "key": "a", "statistics": statistics}], {})
+
+
+@pytest.mark.parametrize("change", [{"index": 7}, {"index": "last"}, {"low": None}, {"low": 1.0}, {"more": 1}])
+def test_a_damaged_gripper(change: dict[str, Any]) -> None:
+    step = {"step": "gripper", "index": 6, **steps.LIBERO_GRIPPER, **change}
+    with pytest.raises(ArtifactError, match="the step gripper is not sound"):
+        Postprocessor(OUTPUTS, [step], {})
 
 
 # ---------------------------------------------------------------- the prompt

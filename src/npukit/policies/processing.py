@@ -559,8 +559,10 @@ class Postprocessor:
         if name == "unnormalize_by_key":
             return [self._by_key(step["statistics"], step.get("key"))]
         if name == "gripper":
-            options = {key: value for key, value in step.items() if key != "step"}
-            return [functools.partial(actions.gripper, **options)]
+            options: dict[str, Any] = {key: value for key, value in step.items() if key != "step"}
+            change = functools.partial(actions.gripper, **options)
+            change(np.zeros((1, *self.action.shape)))  # what is not sound shows now
+            return [change]
         if name != "unnormalize":
             raise ArtifactError(f"there is no step {name!r} here", where=where,
                                 hint=nearest(str(name), ACTION_STEPS))  # fmt: skip
@@ -572,7 +574,8 @@ class Postprocessor:
 
     def _by_key(self, statistics: Mapping[str, Any], key: str | None) -> Callable[[Array], Array]:
         self.unnorm_key = actions.chosen_key(statistics, self._wanted if self._wanted is not None else key)
-        chosen = statistics[self.unnorm_key]
+        row = {"action": statistics[self.unnorm_key]}
+        chosen = actions.checked_statistics({self.unnorm_key: row}, self.action.shape[0])[self.unnorm_key]
         low, high = (np.asarray(chosen[name], np.float64) for name in actions.NUMBERS)
         return functools.partial(actions.unnormalize, q01=low, q99=high, mask=np.asarray(chosen["mask"], bool))
 

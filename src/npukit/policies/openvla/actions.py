@@ -54,6 +54,8 @@ def gripper(actions: Array, index: int, low: float, high: float, *, binarize: bo
 
     OpenVLA's data have 0 for a closed and 1 for an open gripper, LIBERO wants +1 to close and -1 to open.
     """
+    if low == high:
+        raise ValueError("a range is needed")
     result = np.array(actions)
     value = 2 * (result[..., index] - low) / (high - low) - 1
     value = np.sign(value) if binarize else value

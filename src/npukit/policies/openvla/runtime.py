@@ -31,9 +31,9 @@ NUMBERS = ("action_dim", "n_action_bins", "vocab_size", "image_tokens", "prompt_
 class Runtime:
     """The five components over buffers that stay put.
 
-    A row of the cache holds the keys and values of one token of all layers. The prefill writes the prompt's rows where
-    the decoder reads them, where both run in this process (else they are brought over once a prompt, on the device
-    where there is one); each step of the decoder adds one row. The cache as a whole is never copied.
+    A row of the cache holds the keys and values of one token of all layers. The prefill's output is bound to the first
+    rows of the cache, where both run in this process (else they are brought over once a prompt, on the device where
+    there is one); each step of the decoder adds one row. The cache as a whole is never copied here.
 
     Args:
         manifest: of the package; its config has the `NUMBERS`.
