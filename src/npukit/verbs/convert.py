@@ -112,7 +112,7 @@ class ConvertOptions:
     )
     tensorflow_python: Path | None = opt(
         None, "Python with TensorFlow and tf2onnx [NPUKIT_TENSORFLOW_PYTHON, or this one].", "--tensorflow-python",
-        parse=Path, metavar="FILE", hidden=True,
+        parse=Path, metavar="FILE",
     )  # fmt: skip
     allow_pickle: bool = opt(False, "Read a PyTorch file also where that runs Python code in it.", "--allow-pickle")
     example_inputs: Any = opt(None, "Inputs that a torch.nn.Module is traced with.", python=True)
@@ -347,10 +347,14 @@ def unjudged(verify: bool, limits: tuple[int, float], weight_bytes: int, gflop: 
 
 def _how_to_verify(options: ConvertOptions, converted: Converted) -> tuple[str, str]:
     """The backend to verify on, or why the verification is left out."""
+    from npukit.qnn.opdefs import OPS
+
     if why := unjudged(options.verify, options.verify_limit, converted.weight_bytes, converted.gflop):
         return "", why
     if options.verify_backend:
         return options.verify_backend, ""
+    if any(op_type not in OPS for op_type in converted.ops):
+        return "ort", ""  # an op of a package, which no backend here knows: it is simulated by its plugin's body
     if "qnn-cpu" in converted.stamp.targets or converted.gflop > _EMULATOR_GFLOP:
         return "qnn-cpu", ""
     return "qnn-htp", ""
