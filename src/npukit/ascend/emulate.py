@@ -21,6 +21,7 @@ which ops get float32 on the AI CPU under `origin` (matrix ops are taken as floa
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -64,6 +65,10 @@ _V1 = {
     # float32 where the op has a kernel for it: on the 310P all but the matrix ops, as under `origin`
     "allow_fp32_to_fp16": "origin",
 }
+
+FIGURES = "npukit/figures"
+"""The output with what the probes found, float64 [3 * probes]: elements that were saturated, NaNs that became 0, the
+largest magnitude before saturation (NaN left out); all 0 where nothing was."""
 
 FLOAT16_MAX = 65504.0
 # The smallest float32 that rounds to infinity is 65520, half a step above the largest float16.
@@ -142,30 +147,19 @@ def parse_mode(text: str, precision: str | None = None) -> Mode:
 
 @dataclass(frozen=True)
 class Probe:
-    """A tensor that is watched: where its figures come out of the rewritten graph.
+    """A tensor that is watched.
 
     Attributes:
         tensor: its name in the source.
         node: the node that makes it, or the first that takes it (an input of the model).
         op_type: that node's type.
         dtype: "float16" or "float32".
-        top: name of the output with its largest magnitude before saturation (NaN left out).
-        count: name of the output with the number of its elements that were saturated.
-        nans: name of the output with the number of NaNs that became 0; empty where there can be none.
     """
 
     tensor: str
     node: str
     op_type: str
     dtype: str
-    top: str
-    count: str
-    nans: str = ""
-
-    @property
-    def outputs(self) -> tuple[str, ...]:
-        """Names of its outputs of the graph."""
-        return tuple(name for name in (self.top, self.count, self.nans) if name)
 
 
 @dataclass(frozen=True)
@@ -203,7 +197,7 @@ class Emulated:
     """A rewritten model.
 
     Attributes:
-        model: the graph; the outputs of `probes` come after its own.
+        model: the graph; after its own outputs comes `FIGURES`, unless there are no probes.
         mode: what it emulates.
         probes: the tensors that are watched.
         notes: what the emulation had to assume, for people.
@@ -294,7 +288,7 @@ class _Rewriter:
         self.finite: set[ir.Value] = set()
         self.rounded: dict[ir.Value, ir.Value] = {}
         self.scalars: dict[float, ir.Value] = {}
-        self.watched: list[ir.Value] = []
+        self.figures: list[ir.Value] = []
         self.wide_matrices: list[str] = []
 
     def rewrite(self) -> Emulated:
@@ -310,8 +304,13 @@ class _Rewriter:
             else:
                 self._node(node)
         outputs = [self._output(v, dtype) for v, dtype in zip(self.graph.outputs, dtypes, strict=True)]
+        if self.figures:
+            figures = self._op("Concat", *self.figures, axis=0)
+            figures.name, figures.shape = FIGURES, ir.Shape((3 * len(self.figures),))
+            figures.type = ir.TensorType(ir.DataType.DOUBLE)
+            outputs.append(figures)
         self.graph.extend(self.nodes)
-        self.graph.outputs[:] = [*outputs, *self.watched]
+        self.graph.outputs[:] = outputs
         self._drop_constants()
         self._note()
         return self.result
@@ -476,36 +475,41 @@ class _Rewriter:
         if 0 in (shape_of(value) or ()):
             return value
         limit, beyond = (FLOAT16_MAX, _BEYOND) if half else (_FLOAT32_MAX, _FLOAT32_MAX)
-        figures = {}
+        found = None
         if nans:
             bad = self._op("IsNaN", value)
             value = self._op("Where", bad, self._scalar(0.0), value)
-            figures["nans"] = self._op("ReduceSum", self._cast_to(bad, ir.DataType.INT32), keepdims=0)
-        low = self._op("Neg", self._op("ReduceMin", value, keepdims=0))
-        figures["top"] = self._op("Max", self._op("ReduceMax", value, keepdims=0), low)
-        figures["count"] = self._count(value, figures["top"], self._scalar(beyond))
-        for figure, watched in figures.items():
-            watched.name = self.names.value(f"npukit/{figure}/{len(self.result.probes)}")
-            watched.type = ir.TensorType(ir.DataType.FLOAT if figure == "top" else ir.DataType.INT32)
-            watched.shape = ir.Shape(())
-            self.watched.append(watched)
-        found = {figure: str(watched.name) for figure, watched in figures.items()}
+            found = self._op("ReduceSum", self._cast_to(bad, ir.DataType.INT32), keepdims=0)
+        self.figures.append(self._figures(self._op("Abs", value), found, self._scalar(beyond)))
         node_name, op_type = (node.name or "", node.op_type) if node is not None else ("", "")
-        self.result.probes.append(Probe(tensor, node_name, op_type, "float16" if half else "float32", **found))
+        self.result.probes.append(Probe(tensor, node_name, op_type, "float16" if half else "float32"))
         return self._op("Clip", value, self._scalar(-limit), self._scalar(limit))
 
-    def _count(self, value: ir.Value, top: ir.Value, beyond: ir.Value) -> ir.Value:
-        """How many elements of `value` are beyond; they are only looked at where there is one."""
+    def _figures(self, magnitude: ir.Value, nans: ir.Value | None, beyond: ir.Value) -> ir.Value:
+        """Saturated elements, NaNs and the largest magnitude; elements are only counted where there are any."""
+        top = self._op("ReduceMax", magnitude, keepdims=0)
+        condition = self._op("Greater", top, beyond)
+        if nans is not None:
+            condition = self._op("Or", condition, self._cast_to(nans, ir.DataType.BOOL))
         nodes, self.nodes = self.nodes, []
-        over = self._cast_to(self._op("Greater", self._op("Abs", value), beyond), ir.DataType.INT32)
-        some = self._op("ReduceSum", over, keepdims=0)
-        none = self._op("Constant", value=ir.tensor(np.zeros((), np.int32)))
-        counted = ir.Graph([], [some], nodes=self.nodes[:-1], name="count")
-        nothing = ir.Graph([], [none], nodes=self.nodes[-1:], name="nothing")
-        for value in (some, none):
-            value.type, value.shape = ir.TensorType(ir.DataType.INT32), ir.Shape(())
+        over = self._cast_to(self._op("Greater", magnitude, beyond), ir.DataType.INT32)
+        count = self._op("ReduceSum", over, keepdims=0)
+        figures = [self._single(figure) for figure in (count, nans or self._op("Sub", count, count), top)]
+        some = self._op("Concat", *figures, axis=0)
+        branches = {"then_branch": self._branch(some)}
+        branches["else_branch"] = self._branch(self._op("Constant", value=ir.tensor(np.zeros(3))))
         self.nodes = nodes
-        return self._op("If", self._op("Greater", top, beyond), then_branch=counted, else_branch=nothing)
+        return self._op("If", condition, **branches)
+
+    def _single(self, figure: ir.Value) -> ir.Value:
+        """A scalar as float64 [1]."""
+        return self._op("Reshape", self._cast_to(figure, ir.DataType.DOUBLE), self._one)
+
+    def _branch(self, result: ir.Value) -> ir.Graph:
+        """The nodes gathered so far as a graph of their own."""
+        nodes, self.nodes = self.nodes, []
+        result.type, result.shape = ir.TensorType(ir.DataType.DOUBLE), ir.Shape((3,))
+        return ir.Graph([], [result], nodes=nodes, name=f"npukit/figures/{len(self.figures)}")
 
     def _op(self, op_type: str, *inputs: ir.Value, **attributes: Any) -> ir.Value:
         attrs = [ir.convenience.convert_attribute(key, value) for key, value in attributes.items()]
@@ -529,10 +533,15 @@ class _Rewriter:
 
     def _drop_constants(self) -> None:
         """Drop the initializers that no node takes any more, because a clamped one took their place."""
-        taken = {value for node in self.nodes for value in node.inputs} | set(self.graph.outputs)
+        inner = [n for node in self.nodes for graph in subgraphs_of(node) for n in graph]
+        taken = {value for node in (*self.nodes, *inner) for value in node.inputs} | set(self.graph.outputs)
         for name, value in list(self.graph.initializers.items()):
             if value not in taken:
                 del self.graph.initializers[name]
+
+    @functools.cached_property
+    def _one(self) -> ir.Value:
+        return self._constant(np.ones(1, np.int64), "npukit/one")
 
     def _note(self) -> None:
         if self.wide_matrices and self.mode.precision == "origin":

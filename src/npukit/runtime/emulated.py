@@ -13,9 +13,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import onnx_ir as ir
 
-from npukit.ascend.emulate import Emulated, Saturation, emulate, parse_mode
+from npukit.ascend.emulate import FIGURES, Emulated, Saturation, emulate, parse_mode
 from npukit.errors import UsageError
 from npukit.runtime.contract import Array
 from npukit.runtime.engine import Request
@@ -55,15 +56,13 @@ def open_engine(request: Request) -> EmulatedEngine:
 
 
 class EmulatedEngine(OrtEngine):
-    """A rewritten model in ONNX Runtime; the outputs of its probes are not given, but gathered."""
+    """A rewritten model in ONNX Runtime; what its probes find is not given, but gathered."""
 
     def __init__(self, source: Path | bytes, emulated: Emulated, request: Request) -> None:
         self._probes = emulated.probes
-        self._found: dict[str, Saturation] = {}
+        self._found: dict[int, Saturation] = {}
         super().__init__(source, threads=request.threads, fetch=request.fetch)
-        self._watched = [name for probe in self._probes for name in probe.outputs]
-        watched = set(self._watched)
-        self._outputs = [port for port in self._outputs if port.tensor not in watched]
+        self._outputs = [port for port in self._outputs if port.tensor != FIGURES]
         self._output_names = [port.tensor for port in self._outputs]
         reason = f"ONNX Runtime computes it as {emulated.mode} would"
         self.description = replace(
@@ -76,31 +75,30 @@ class EmulatedEngine(OrtEngine):
 
     def saturations(self, *, clear: bool = False) -> list[Saturation]:
         """The tensors that were saturated in any run so far, in the order of the graph; `clear` begins anew."""
-        found = [self._found[probe.top] for probe in self._probes if probe.top in self._found]
+        found = [self._found[number] for number in sorted(self._found)]
         if clear:
             self._found.clear()
         return found
 
     def _run_plain(self, inputs: Sequence[Array]) -> list[Array]:
         feeds = {port.tensor: array for port, array in zip(self._inputs, inputs, strict=True)}
-        results: list[Array] = self._session.run([*self._output_names, *self._watched], feeds)
-        count = len(self._output_names)
-        self._gather(dict(zip(self._watched, results[count:], strict=True)))
-        return results[:count]
+        if not self._probes:
+            return super()._run_plain(inputs)
+        results: list[Array] = self._session.run([*self._output_names, FIGURES], feeds)
+        figures = results.pop().reshape(-1, 3)
+        for number in np.flatnonzero(figures.any(axis=1)):
+            count, nans, largest = figures[number]
+            self._add(int(number), int(count), int(nans), float(largest))
+        return results
 
-    def _gather(self, figures: dict[str, Any]) -> None:
-        for probe in self._probes:
-            count = int(figures[probe.count])
-            nans = int(figures[probe.nans]) if probe.nans else 0
-            if not count and not nans:
-                continue
-            before = self._found.get(probe.top)
-            largest = float(figures[probe.top])
-            self._found[probe.top] = Saturation(
-                probe.tensor, probe.node, probe.op_type, probe.dtype,
-                count + (before.count if before else 0), nans + (before.nans if before else 0),
-                max(largest, before.largest if before else 0.0), 1 + (before.runs if before else 0),
-            )  # fmt: skip
+    def _add(self, number: int, count: int, nans: int, largest: float) -> None:
+        probe, before = self._probes[number], self._found.get(number)
+        if before is not None:
+            count, nans, largest = count + before.count, nans + before.nans, max(largest, before.largest)
+        runs = 1 + (before.runs if before is not None else 0)
+        self._found[number] = Saturation(
+            probe.tensor, probe.node, probe.op_type, probe.dtype, count, nans, largest, runs
+        )
 
     def _make(self, source: str | bytes, options: onnxruntime.SessionOptions) -> Any:
         import onnxruntime
