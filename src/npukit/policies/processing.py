@@ -559,10 +559,7 @@ class Postprocessor:
         if name == "unnormalize_by_key":
             return [self._by_key(step["statistics"], step.get("key"))]
         if name == "gripper":
-            options: dict[str, Any] = {key: value for key, value in step.items() if key != "step"}
-            change = functools.partial(actions.gripper, **options)
-            change(np.zeros((1, *self.action.shape)))  # what is not sound shows now
-            return [change]
+            return [actions.gripper_step(step, self.action.shape[0])]
         if name != "unnormalize":
             raise ArtifactError(f"there is no step {name!r} here", where=where,
                                 hint=nearest(str(name), ACTION_STEPS))  # fmt: skip

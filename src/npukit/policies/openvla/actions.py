@@ -8,7 +8,7 @@ the middle of its bin, stretched to the range between the 1st and the 99th perce
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -61,6 +61,17 @@ def gripper(actions: Array, index: int, low: float, high: float, *, binarize: bo
     value = np.sign(value) if binarize else value
     result[..., index] = -value if invert else value
     return result
+
+
+def gripper_step(step: Mapping[str, Any], numbers: int) -> Callable[[Array], Array]:
+    """`gripper` with the options of a step, for actions of so many numbers; unsound options raise here."""
+    options = {name: value for name, value in step.items() if name != "step"}
+
+    def change(actions: Array) -> Array:
+        return gripper(actions, **options)
+
+    change(np.zeros((1, numbers)))
+    return change
 
 
 # ---------------------------------------------------------------- statistics
