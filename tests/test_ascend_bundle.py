@@ -22,7 +22,7 @@ from onnx import helper, numpy_helper
 
 import npukit
 from npukit.artifacts.context import read_sidecar
-from npukit.ascend import bundle, cann, preparation
+from npukit.ascend import atc_options, bundle, cann, preparation
 from npukit.errors import ArtifactError, NpukitError, UsageError
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="atc runs on Linux only")
@@ -330,7 +330,7 @@ def test_printed_commands(capfd: pytest.CaptureFixture[str]) -> None:
     network(Path("net.onnx"), "n")
     result = npukit.compile("net.onnx", target=TARGET, print_command=True, in_process=True, symbols={"n": 2})
     first, last = result.commands
-    assert shlex.split(first)[:3] == ["npukit", "convert", "net.onnx"]
+    assert shlex.split(first)[:3] == ["npukit", "export", "net.onnx"]
     assert "--symbol n=2" in first
     assert shlex.split(last) == [
         "atc", "--model=net.atc.onnx", "--framework=5", "--output=net", "--soc_version=Ascend310P3",
@@ -355,3 +355,25 @@ def test_printed_commands_work(root: Path) -> None:
     assert Path("net.om").is_file()
     with pytest.raises(UsageError, match="a blank"):
         npukit.compile(network(Path("a b.onnx")), target=TARGET, print_command=True, in_process=True)
+
+
+# --- the guide
+
+GUIDE = Path(__file__).parents[1] / "docs/guides/ascend.md"
+
+
+def test_the_guides_table_is_that_of_the_options() -> None:
+    rows = []
+    for option in atc_options.table():
+        kind = {"file": "a file", "folder": "a folder"}.get(option.kind, "")
+        values = ", ".join(f"`{value}`" for value in option.values) or kind
+        since = f" (CANN {option.since} or newer)" if option.since else ""
+        rows.append(f"| `{option.name}` | {values} | {option.help.replace('|', chr(92) + '|')}{since} |\n")
+    assert "".join(rows) in GUIDE.read_text("utf-8")
+
+
+def test_the_guides_commands_run_with_the_stand_in(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from test_docs import _run_page
+
+    monkeypatch.setenv("ASCEND_TOOLKIT_HOME", str(root))
+    _run_page(GUIDE, {"run", "double"}, tmp_path)

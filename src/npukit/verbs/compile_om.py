@@ -298,9 +298,7 @@ def _commands(options: CompileOptions, chip: Target) -> CommandResult:
     fixed = options.symbols or any(is_static(shape) for shape in options.input_shapes.values())
     if options.prepare and (staged.applied or fixed):
         ready = output.with_suffix(".atc.onnx")
-        lines.append(
-            shlex.join(["npukit", "convert", str(options.model), *_preparing(options, chip), "-o", str(ready)])
-        )
+        lines.append(shlex.join(["npukit", "export", str(options.model), *_preparing(options, chip), "-o", str(ready)]))
     for name, content in staged.texts.items():
         lines.append(f"cat >{shlex.quote(name)} <<'END'\n{content}END")
     given = {name: value.rpartition("/")[2] if name in staged.job.files else value
@@ -315,8 +313,10 @@ def _commands(options: CompileOptions, chip: Target) -> CommandResult:
 
 
 def _preparing(options: CompileOptions, chip: Target) -> list[str]:
-    """The options of `npukit convert` that do the same preparation."""
+    """The options of `npukit export` that do the same preparation."""
     found = ["--target", chip.name]
+    found += ["--cann", options.cann] if options.cann else []
+    found += ["--precision-mode", options.precision_mode] if options.precision_mode else []
     for name, shape in options.input_shapes.items():
         if is_static(shape):
             found += ["--input-shape", f"{name}={','.join(map(str, shape))}"]
