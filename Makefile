@@ -16,7 +16,7 @@ BINDING_TESTS := tests/test_qnn_api_native.py tests/test_capture.py tests/test_a
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup demo check lint unit test test-all conformance networks networks-pytorch networks-tensorflow env-openpi env-tensorflow train bench bench-serving bench-sentences bench-quantization bench-smolvla bench-openvla bench-closed-loop soak fuzz sbom wheel docs-api clean
+.PHONY: help setup demo check lint unit test test-all conformance networks networks-pytorch networks-tensorflow networks-tflite tflite-coverage env-openpi env-tensorflow train bench bench-serving bench-sentences bench-quantization bench-smolvla bench-openvla bench-closed-loop soak fuzz sbom wheel docs-api clean
 .DELETE_ON_ERROR:
 
 help:
@@ -28,6 +28,8 @@ help:
 	@echo "make conformance  the ONNX backend tests over all paths; writes docs/op-coverage.md"
 	@echo "make networks     eight real networks at full size on both backends; writes docs/results/networks.md"
 	@echo "make env-tensorflow  TensorFlow and tf2onnx in .venv-tensorflow, for tests of TensorFlow's models"
+	@echo "make tflite-coverage  every builtin operator of TensorFlow Lite; writes docs/tflite-coverage.md"
+	@echo "make networks-tflite  TensorFlow Lite networks against LiteRT; writes docs/results/networks-tflite.md"
 	@echo "make networks-pytorch networks-tensorflow  their networks against themselves; write docs/results/networks-*.md"
 	@echo "make train        the small policy of training/ from nothing (about half an hour)"
 	@echo "make bench        cost against bare C calls and ONNX Runtime's QNN provider"
@@ -108,6 +110,13 @@ networks: $(READY)
 networks-pytorch: $(TORCH)
 	$(BIN)/python -m pip install --quiet -c constraints.txt transformers
 	$(BIN)/python -m networks.pytorch --markdown docs/results/networks-pytorch.md
+
+networks-tflite: $(READY) env-tensorflow
+	.venv-tensorflow/bin/python -P networks/tflite_zoo.py results/networks-tflite
+	$(BIN)/python -m networks.tflite results/networks-tflite --markdown docs/results/networks-tflite.md
+
+tflite-coverage: $(READY)
+	$(BIN)/python -m tools.tflite_coverage --markdown docs/tflite-coverage.md
 
 networks-tensorflow: $(READY) env-tensorflow
 	$(BIN)/python -m networks.tensorflow --markdown docs/results/networks-tensorflow.md

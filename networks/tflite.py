@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: npukit contributors
 # SPDX-License-Identifier: Apache-2.0
-"""`python -m networks.tflite FOLDER`: convert the networks of networks/tflite_zoo.py, compare with LiteRT, write the table.
+"""`python -m networks.tflite FOLDER`: convert the networks of networks/tflite_zoo.py, compare them with LiteRT.
 
 `make networks-tflite` makes the networks first, in TensorFlow's own environment.
 """
@@ -8,9 +8,7 @@
 from __future__ import annotations
 
 import argparse
-import datetime
 import importlib.metadata
-import os
 import platform
 import sys
 import tempfile
@@ -22,6 +20,7 @@ from typing import Any
 import numpy as np
 
 import npukit
+from benchmarks.pages import machine, table
 from npukit.errors import NpukitError
 from npukit.frontends.tflite.flatfile import read_file
 from npukit.runtime.session import Session
@@ -76,10 +75,10 @@ def main(arguments: list[str] | None = None) -> int:
             samples = {key: data[key] for key in data.files}
         rows.append(measure(path, name, kind, samples))
         _say("  ".join(f"{k} {v}" for k, v in rows[-1].cells.items()) + "".join(f"\n  {f}" for f in rows[-1].failed))
-    table = _table(rows)
-    _say(table)
+    lines = "\n".join(table(HEAD, (tuple(row.cells.get(name, "-") for name in HEAD) for row in rows)))
+    _say(lines)
     if options.markdown is not None:
-        options.markdown.write_text(_page(table, rows))
+        options.markdown.write_text(_page(lines, rows))
     return 1 if any(row.failed for row in rows) else 0
 
 
@@ -244,19 +243,14 @@ def _nearest(values: Array) -> float:
     return float(cosines[~np.eye(len(rows), dtype=bool)].max())
 
 
-def _table(rows: list[Row]) -> str:
-    lines = [HEAD, ("---",) * len(HEAD), *([row.cells.get(name, "-") for name in HEAD] for row in rows)]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def _page(table: str, rows: list[Row]) -> str:
+def _page(lines: str, rows: list[Row]) -> str:
     names = ("npukit", "ai-edge-litert", "onnxruntime", "onnxruntime-qnn", "numpy")
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in names)
-    machine = f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
+    here = machine()
+    described = f"{here['cpu'] or platform.machine()}, {here['cores']} cores, Python {here['python']}"
     missed = [f"- {r.cells['network']}, {r.cells['kind']}: {'; '.join(r.failed)}" for r in rows if r.failed]
     failed = "\nNot met:\n\n" + "\n".join(missed) + "\n" if missed else ""
-    date = datetime.datetime.fromtimestamp(time.time(), datetime.UTC).date().isoformat()
-    return PAGE.format(table=table, failed=failed, chip=CHIP, machine=machine, date=date, versions=versions)
+    return PAGE.format(table=lines, failed=failed, chip=CHIP, machine=described, date=here["date"], versions=versions)
 
 
 def _say(text: str) -> None:

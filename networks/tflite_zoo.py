@@ -1,8 +1,9 @@
 # SPDX-FileCopyrightText: npukit contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Makes the TensorFlow Lite networks, in TensorFlow's own environment: `.venv-tensorflow/bin/python networks/tflite_zoo.py`.
+"""Makes the TensorFlow Lite networks: `.venv-tensorflow/bin/python -P networks/tflite_zoo.py FOLDER`.
 
-`make env-tensorflow` makes the environment. Weights are random with norms' statistics taken from data, so that the
+It runs in TensorFlow's own environment, which `make env-tensorflow` makes, and imports nothing of npukit (-P: nothing
+of this folder either). Weights are random with norms' statistics taken from data, so that the
 activations keep their scale through the depth; `digits` is trained. NAME.KIND.tflite of every network and kind goes to
 the folder that is named, with NAME.npz: the inputs that it is judged on.
 """
@@ -19,12 +20,12 @@ from pathlib import Path
 os.environ |= {"TF_ENABLE_ONEDNN_OPTS": "0", "CUDA_VISIBLE_DEVICES": "", "TF_CPP_MIN_LOG_LEVEL": "3"}
 warnings.simplefilter("ignore")
 
-import keras
-import numpy as np
-import tensorflow as tf
-from keras import applications, layers
-from tensorflow.compiler.tf2xla.ops.gen_xla_ops import xla_dynamic_update_slice
-from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
+import keras  # noqa: E402  (TensorFlow reads the environment when it is imported)
+import numpy as np  # noqa: E402
+import tensorflow as tf  # noqa: E402
+from keras import applications, layers  # noqa: E402
+from tensorflow.compiler.tf2xla.ops.gen_xla_ops import xla_dynamic_update_slice  # noqa: E402
+from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2  # noqa: E402
 
 L = layers
 DIGITS = Path(__file__).resolve().parents[1] / "examples" / "digits" / "digits.npz"
@@ -97,6 +98,8 @@ def _sources(layer):
 
 
 def application(make, size, **more):
+    """One of tf.keras.applications."""
+
     def build():
         model = make(weights=None, input_shape=(size, size, 3), classes=200, classifier_activation=None, **more)
         enliven(model, images(24, size, seed=2))
@@ -155,6 +158,7 @@ def super_resolution():
 
 
 def spectrogram(waves):
+    """Log magnitudes of short-time Fourier transforms."""
     frames = tf.signal.frame(waves, 256, 128)
     window = tf.constant(np.hanning(256).astype(np.float32))
     spectrum = tf.abs(tf.signal.rfft(frames * window, [256]))
@@ -175,6 +179,7 @@ def audio():
 
 
 def waves(count, seed):
+    """Half a second of tones and noise."""
     random = np.random.default_rng(seed)
     time_ = np.arange(8064) / 16000
     tones = random.uniform(100, 4000, (count, 4, 1))
@@ -183,6 +188,7 @@ def waves(count, seed):
 
 
 def series(count, steps, width, seed):
+    """Noisy sines."""
     random = np.random.default_rng(seed)
     t = np.arange(steps)[None, :, None] / steps
     rate, phase = random.uniform(0.5, 6, (2, count, 1, width))
@@ -205,6 +211,8 @@ def tcn():
 
 
 def recurrent(*cells):
+    """Recurrent layers one after the other; a cell is made from whether it gives a sequence."""
+
     def build():
         inputs = keras.Input((32, 16))
         x = inputs
@@ -217,6 +225,7 @@ def recurrent(*cells):
 
 
 def lstm(width):
+    """An LSTM layer, as `recurrent` takes it."""
     return lambda sequences: L.LSTM(width, return_sequences=sequences)
 
 
@@ -247,8 +256,8 @@ class Decoder(tf.Module):
 
         w = self.width
         self.words_in, self.places = weight(self.words, w) * 40, weight(self.room, w) * 4
-        self.layers = [{name: weight(*shape) for name, shape in (("q", (w, w)), ("k", (w, w)), ("v", (w, w)),
-                       ("o", (w, w)), ("up", (w, 4 * w)), ("down", (4 * w, w)))} for _ in range(self.blocks)]  # fmt: skip
+        shapes = {"q": (w, w), "k": (w, w), "v": (w, w), "o": (w, w), "up": (w, 4 * w), "down": (4 * w, w)}
+        self.layers = [{name: weight(*shape) for name, shape in shapes.items()} for _ in range(self.blocks)]
         self.out = weight(w, self.words)
 
     @staticmethod
@@ -278,6 +287,7 @@ class Decoder(tf.Module):
 
 
 def decoder():
+    """One step of a language model."""
     module = Decoder()
     d = Decoder
     shape = (d.blocks, 2, d.heads, d.room, d.width // d.heads)
@@ -295,7 +305,8 @@ POST = """name: "TFLite_Detection_PostProcess" attr { key: "max_detections" valu
 attr { key: "max_classes_per_detection" value { i: 1 } } attr { key: "use_regular_nms" value { b: false } }
 attr { key: "nms_score_threshold" value { f: 0.0 } } attr { key: "nms_iou_threshold" value { f: 0.6 } }
 attr { key: "y_scale" value { f: 10.0 } } attr { key: "x_scale" value { f: 10.0 } }
-attr { key: "h_scale" value { f: 5.0 } } attr { key: "w_scale" value { f: 5.0 } } attr { key: "num_classes" value { i: 20 } }"""
+attr { key: "h_scale" value { f: 5.0 } } attr { key: "w_scale" value { f: 5.0 } }
+attr { key: "num_classes" value { i: 20 } }"""
 
 
 def ssd():
@@ -360,7 +371,9 @@ def digits():
 
 NETWORKS = {
     "mobilenet_v2": (application(applications.MobileNetV2, 128), ALL),
-    "mobilenet_v3": (application(applications.MobileNetV3Small, 128, include_preprocessing=False), ("float32", "float16")),
+    "mobilenet_v3": (
+        application(applications.MobileNetV3Small, 128, include_preprocessing=False), ("float32", "float16"),
+    ),
     "efficientnet_b0": (application(applications.EfficientNetB0, 128), ("float32", "float16")),
     "resnet50_v2": (application(applications.ResNet50V2, 128), ("float32", "int8")),
     "densenet121": (application(applications.DenseNet121, 96), ("float32",)),
@@ -427,6 +440,7 @@ def write(name, folder, only=None):
 
 
 def say(text):
+    """Print now."""
     sys.stdout.write(text + "\n")
     sys.stdout.flush()
 

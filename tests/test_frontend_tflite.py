@@ -180,8 +180,11 @@ def test_all_that_cannot_be_read_is_listed_at_once():
     assert all("--output '" in fault.hint for fault in caught.value.faults)
 
 
+NETWORK = DATA / "network_int8.tflite"
+
+
 def test_damaged_files_are_refused():
-    content = (DATA / "network_int8.tflite").read_bytes()
+    content = NETWORK.read_bytes()
     rng = np.random.default_rng(5)
     for _ in range(150):
         damaged = bytearray(content)
@@ -190,6 +193,53 @@ def test_damaged_files_are_refused():
         cut = bytes(damaged[: rng.integers(9, len(content))] if rng.random() < 0.3 else damaged)
         with contextlib.suppress(NpukitError):  # or it is still a model
             load(cut)
+
+
+def hostile() -> dict[str, bytes]:
+    """Files that claim what they do not hold."""
+    import struct
+
+    content = NETWORK.read_bytes()
+    root = struct.unpack_from("<I", content, 0)[0]
+    vtable = root - struct.unpack_from("<i", content, root)[0]
+    fields = {  # byte offsets of the root's vectors: version, operator codes, subgraphs, description, buffers
+        i: root + slot
+        for i in range((struct.unpack_from("<H", content, vtable)[0] - 4) // 2)
+        if (slot := struct.unpack_from("<H", content, vtable + 4 + 2 * i)[0])
+    }
+
+    def changed(at: int, value: int, form: str = "<I") -> bytes:
+        copy = bytearray(content)
+        struct.pack_into(form, copy, at, value)
+        return bytes(copy)
+
+    def vector(i: int) -> int:
+        return fields[i] + struct.unpack_from("<I", content, fields[i])[0]
+
+    subgraph = vector(2) + 4
+    return {
+        "identifier": content[:4] + b"TFL9" + content[8:],
+        "root_outside": changed(0, 2**31 - 1),
+        "root_on_itself": changed(0, 0),
+        "vtable_outside": changed(root, -(2**31), "<i"),
+        "vtable_is_the_table": changed(root, 0, "<i"),
+        "codes_outside": changed(fields[1], 2**32 - 1),
+        "endless_codes": changed(vector(1), 2**32 - 1),
+        "many_subgraphs": changed(vector(2), 2**30),
+        "no_subgraph": changed(vector(2), 0),
+        "subgraph_outside": changed(subgraph, 2**31),
+        "subgraph_is_the_vector": changed(subgraph, 0),
+        "endless_buffers": changed(vector(4), 2**31),
+        "no_buffers": changed(vector(4), 0),
+        **{f"cut_{size}": content[:size] for size in (8, 12, 64, len(content) // 2, len(content) - 1)},
+    }
+
+
+@pytest.mark.parametrize("name", hostile())
+def test_hostile_files_are_refused_with_a_sentence(name: str):
+    with pytest.raises(ModelError) as caught:
+        load(hostile()[name])
+    assert 10 < len(caught.value.what) < 300
 
 
 def test_the_missing_schema_is_named(monkeypatch: pytest.MonkeyPatch):
@@ -212,6 +262,9 @@ def test_convert_verifies_against_the_interpreter(kind: str, tmp_path: Path):
     assert result.verification is not None
     assert result.verification.passed
     assert "litert" in result.to_text()
+    # the codes of an integer network are judged as the real numbers that they stand for
+    figures = [output.metrics for output in result.verification.outputs]
+    assert all(figure is not None and figure.kind == "float" for figure in figures)
     with npukit.Session(tmp_path / "m.dlc") as session, npukit.Session(model) as interpreter:
         row = cases("network")[kind]
         found, wanted = session.run(row["in"]), interpreter.run(row["in"])

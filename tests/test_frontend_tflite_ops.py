@@ -151,3 +151,28 @@ def loops(condition: int, body: int) -> bytes:
 def test_subgraphs_that_call_themselves_or_are_not_there(condition: int, body: int, words: str):
     with pytest.raises(ModelError, match=words):
         load(loops(condition, body))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        one("RANGE", *(Fixed(np.array(v, np.int32)) for v in (0, 2**31 - 1, 1)), options="RangeOptions", outputs=("int32",)),
+        one("SCATTER_ND", k([0]), f(1), k(2**31 - 1), options="ScatterNdOptions"),
+        one("SPARSE_TO_DENSE", k(1), k(2**30, 64), f(1), Fixed(np.array(0, np.float32)), options="SparseToDenseOptions"),
+        one("UNSORTED_SEGMENT_SUM", f(2, 3), k(0, 1), Fixed(np.array(2**31 - 1, np.int32)), options="UnsortedSegmentSumOptions"),
+    ],
+)
+def test_a_constant_of_any_size_is_not_made(content: bytes):
+    with pytest.raises(ModelError, match="a constant of shape"):
+        load(content)
+
+
+def test_a_recurrent_layer_s_runs_are_independent(tmp_path: Path):
+    from npukit.runtime.session import Session
+
+    trial = next(coverage.trials("UNIDIRECTIONAL_SEQUENCE_LSTM"))
+    (tmp_path / "m.tflite").write_bytes(trial.content)
+    with Session(tmp_path / "m.tflite", in_process=True) as session:
+        first, second = session.run(trial.feeds), session.run(trial.feeds)
+    np.testing.assert_array_equal(first["y0"], second["y0"])
+    np.testing.assert_allclose(first["y0"], trial.want["y0"], rtol=1e-5, atol=1e-6)

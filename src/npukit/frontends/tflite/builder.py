@@ -23,6 +23,8 @@ from npukit.frontends.tflite.registry import Refused, reader_of
 
 # Operators that are read in all: subgraphs that call one another could make this any number.
 MAX_OPERATORS = 200_000
+# Elements of a constant that an operator makes from a few numbers of the file: these can be any.
+MAX_ELEMENTS = 2**26
 _CODES = (ir.DataType.INT8, ir.DataType.UINT8, ir.DataType.INT16)
 _RELU_RANGES: dict[int, tuple[float, float]] = {1: (0.0, np.inf), 2: (-1.0, 1.0), 3: (0.0, 6.0)}
 
@@ -365,6 +367,19 @@ class Builder:
         if key is not None:
             self._constants[key] = value
         return value
+
+    def filled(self, shape: Sequence[int], value: Any, dtype: Any) -> Array:
+        """An array of one value. Raises Refused where it has more than MAX_ELEMENTS elements."""
+        self.room(*shape)
+        return np.full(tuple(shape), value, dtype)
+
+    def room(self, *shape: int) -> None:
+        """Raise Refused where something of this shape has more than MAX_ELEMENTS elements, or an axis below 0."""
+        count = 1
+        for size in shape:
+            count *= int(size)
+        if count > MAX_ELEMENTS or any(size < 0 for size in shape):
+            raise Refused(f"a constant of shape {[int(size) for size in shape]}")
 
     def scalar(self, number: float) -> ir.Value:
         """A constant float32 scalar."""

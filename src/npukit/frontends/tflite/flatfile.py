@@ -213,6 +213,7 @@ class _Reader:
             self._code(code) for code in self._each(self.model.OperatorCodesLength(), self.model.OperatorCodes)
         ]
         self.buffer_count = self.model.BuffersLength()
+        self._spend(4 * self.buffer_count)
         self.description = self._text(self.model.Description())
         self.builtin = _names(self.tfl.BuiltinOperator)
         self.types = _names(self.tfl.TensorType)

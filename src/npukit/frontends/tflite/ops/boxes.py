@@ -48,6 +48,7 @@ def suppress(
     """
     if not 0 < most <= MOST:
         raise Refused(f"it chooses {most} boxes; at most {MOST} are written out")
+    b.room(count)
     y1, x1, y2, x2 = _columns(b, boxes)
     top, bottom = b.node("Min", y1, y2), b.node("Max", y1, y2)
     left, right = b.node("Min", x1, x2), b.node("Max", x1, x2)

@@ -172,7 +172,7 @@ def zeros_like(b: Builder) -> None:
     dtype = b.tensor(0).dtype
     if dtype is None or b.tensor(0).open_axes:
         raise Refused("zeros of a shape that is open")
-    b.set_data(b.result(), np.zeros(b.shape(0), dtype.numpy()))
+    b.set_data(b.result(), b.filled(b.shape(0), 0, dtype.numpy()))
 
 
 @reads("RIGHT_SHIFT")

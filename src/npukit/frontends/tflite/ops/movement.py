@@ -226,6 +226,7 @@ def mirror_pad(b: Builder) -> None:
         return
     for axis, (before, behind) in enumerate(pads):
         if before or behind:
+            b.room(b.shape(0)[axis] + int(before) + int(behind))
             index = np.pad(np.arange(b.shape(0)[axis]), (int(before), int(behind)), mode="symmetric")
             x = b.node("Gather", x, b.vector(index), axis=axis)
     b.set(x)
@@ -336,4 +337,5 @@ def range_(b: Builder) -> None:
     start, stop, step = (b.data(i) for i in range(3))
     if start is None or stop is None or step is None:
         raise Refused("its ends are only known when it runs")
+    b.room(abs(int((stop.item() - start.item()) / step.item())))
     b.set_data(b.result(), np.arange(start.item(), stop.item(), step.item(), dtype=start.dtype))

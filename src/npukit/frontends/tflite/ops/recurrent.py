@@ -83,8 +83,8 @@ def _lstm(b: Builder, at: _Lstm, x: ir.Value, steps: int, batch: int, *, backwar
     turned = b.node("Concat", *(b.weight(at.recurrent + k, (0, 1)) for k in gates), axis=0)
     inputs = [x, stacked, *([] if normed else [b.node("Concat", *(b.x(at.bias + k) for k in gates), axis=0)])]
     product = b.node("Gemm", *inputs, transB=1)
-    cell = b.constant(np.zeros((batch, cells), np.float32))
-    hidden = b.constant(np.zeros((batch, width), np.float32))
+    cell = b.constant(b.filled((batch, cells), 0, np.float32))
+    hidden = b.constant(b.filled((batch, width), 0, np.float32))
     cell_clip, clip = float(b.op.get("CellClip", 0.0)), float(b.op.get("ProjClip", 0.0))
     kind = int(b.op.get("FusedActivationFunction", 4))
 
@@ -122,7 +122,7 @@ def _lstm(b: Builder, at: _Lstm, x: ir.Value, steps: int, batch: int, *, backwar
 
 def _rnn(b: Builder, at: int, x: ir.Value, steps: int, batch: int, *, backwards: bool) -> list[ir.Value]:
     """One direction: inputs `at` weights, recurrent weights, bias."""
-    hidden = b.constant(np.zeros((batch, b.shape(at)[0]), np.float32))
+    hidden = b.constant(b.filled((batch, b.shape(at)[0]), 0, np.float32))
     kind = int(b.op.get("FusedActivationFunction", 0))
 
     def step(part: ir.Value) -> ir.Value:

@@ -10,7 +10,6 @@ import numpy as np
 import onnx_ir as ir
 
 from npukit.frontends.tflite.builder import Builder
-from npukit.frontends.tflite.flatfile import Array
 from npukit.frontends.tflite.registry import Refused, reads
 
 
@@ -25,7 +24,7 @@ def _numpy_type(b: Builder, i: int) -> np.dtype[Any]:
 @reads("SCATTER_ND")
 def scatter_nd(b: Builder) -> None:
     """Onto zeros; what meets is added."""
-    zeros = b.constant(np.zeros(b.ints(2, "shape"), _numpy_type(b, 1)))
+    zeros = b.constant(b.filled(b.ints(2, "shape"), 0, _numpy_type(b, 1)))
     b.set(b.node("ScatterND", zeros, b.cast(b.x(0), ir.DataType.INT64), b.x(1), reduction="add"))
 
 
@@ -40,7 +39,7 @@ def sparse_to_dense(b: Builder) -> None:
     values = b.x(2)
     if b.rank(2) == 0:
         values = b.node("Expand", values, b.vector([count]))
-    filled = b.constant(np.full(shape, default.reshape(()), _numpy_type(b, 3)))
+    filled = b.constant(b.filled(shape, default.reshape(()), _numpy_type(b, 3)))
     b.set(b.node("ScatterND", filled, b.constant(indices.reshape(count, len(shape))), values))
 
 
@@ -63,7 +62,7 @@ def segments(b: Builder) -> None:
     dtype = _numpy_type(b, 0)
     if b.rank(1) != 1 or ids.min(initial=0) < 0 or ids.max(initial=-1) >= count:
         raise Refused("its segments are not numbers below their count, one a row")
-    initial: Array = np.full((count, *b.shape(0)[1:]), start, dtype)
+    initial = b.filled((count, *b.shape(0)[1:]), start, dtype)
     if reduction in ("max", "min"):
         info: Any = np.finfo(initial.dtype) if dtype.kind == "f" else np.iinfo(initial.dtype)
         initial = np.full_like(initial, info.min if start < 0 else info.max)
@@ -74,6 +73,7 @@ def segments(b: Builder) -> None:
 def dynamic_update_slice(b: Builder) -> None:
     """A block of the operand replaced, from a start that is moved inside."""
     shape, block = b.shape(0), b.shape(1)
+    b.room(len(shape), *block)
     grid = np.stack(np.meshgrid(*(np.arange(n) for n in block), indexing="ij"), -1).astype(np.int64)
     room = b.vector(n - m for n, m in zip(shape, block, strict=True))
     start = b.node("Max", b.node("Min", b.integers(2), room), b.vector([0] * len(shape)))
@@ -84,6 +84,7 @@ def dynamic_update_slice(b: Builder) -> None:
 def matrix_diag(b: Builder) -> None:
     """[..., n] -> [..., n, n]."""
     size = b.shape(0)[-1]
+    b.room(size, size)
     column = b.node("Unsqueeze", b.x(0), b.vector([b.rank()]))
     zeros = b.constant(np.zeros((), _numpy_type(b, 0)))
     b.set(b.node("Where", b.constant(np.eye(size, dtype=np.bool_)), column, zeros))
@@ -93,5 +94,6 @@ def matrix_diag(b: Builder) -> None:
 def matrix_set_diag(b: Builder) -> None:
     """[..., m, n] with another diagonal [..., min(m, n)]."""
     rows, columns = b.shape(0)[-2:]
+    b.room(rows, columns)
     diagonal = b.node("Unsqueeze", b.x(1), b.vector([b.rank(1) if rows <= columns else b.rank(1) - 1]))
     b.set(b.node("Where", b.constant(np.eye(rows, columns, dtype=np.bool_)), diagonal, b.x(0)))
