@@ -13,6 +13,7 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -26,8 +27,9 @@ from onnx.reference import ReferenceEvaluator
 
 import npukit
 from npukit.ascend.emulate import MODES, emulate, parse_mode
-from npukit.errors import ModelError, UsageError
+from npukit.errors import InputError, ModelError, UsageError
 from npukit.frontends.onnx.read_model import read_model
+from npukit.sim import episode, evaluate
 
 MAX = 65504.0
 ONE_STEP = 2**-10
@@ -417,6 +419,56 @@ def test_run_and_verify_report_the_saturations(tmp_path):
     assert held.exit_code == 0
     assert "no tensor was saturated" in held.to_text()
     assert npukit.verify(path, emulate="ascend310p", in_process=True).exit_code == 0  # inputs around 0 and 1
+
+
+class _Policy:
+    """Acts by the norm above, of inputs that grow: from the second action on the squares overflow."""
+
+    def __init__(self, session):
+        self.session, self.steps = session, 0
+
+    def reset(self, seed=None):
+        self.steps = 0
+
+    def select_action(self, observation):
+        self.steps += 1
+        self.session.run({"x": np.full((2, 4), 200.0 * self.steps, np.float32)})
+        return np.zeros(2)
+
+    def saturations(self, *, clear):
+        return {"net": self.session.saturations(clear=clear)}
+
+
+class _Env:
+    instruction, step_limit, control_hz, action_size = "do it", 3, 20, 2
+
+    def reset(self, **_):
+        return {}, {}
+
+    def step(self, action):
+        return {}, 0.0, False, False, {}
+
+
+def test_an_evaluation_counts_them_by_episode(tmp_path):
+    job = episode.Job("stub", "it", "do it", 0, 0, 3)
+    with npukit.Session(RMS.SerializeToString(), emulate="ascend310p", in_process=True) as session:
+        policy = _Policy(session)
+        played = [episode.play(policy, _Env(), replace(job, episode=number)) for number in range(2)]
+    assert [one.saturated for one in played] == [{"net/s": 16}, {"net/s": 16}]  # 2 steps of 8 elements each
+    record = evaluate._Record(tmp_path)
+    for one in played:
+        record.add(one)
+    record.close()
+    assert evaluate.read(tmp_path) == played
+    path = tmp_path / evaluate.EPISODES
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    del lines[0]["saturated"]  # as results of older versions are
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert evaluate.read(tmp_path)[0].saturated == {}
+    lines[0]["saturated"] = {"net/s": "many"}
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with pytest.raises(InputError, match="'saturated'"):
+        evaluate.read(tmp_path)
 
 
 def test_the_command(tmp_path):
