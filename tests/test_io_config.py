@@ -207,6 +207,18 @@ def test_the_template_changes_nothing_and_lists_every_tensor() -> None:
     assert filled.converted.stamp.inputs == plain.converted.stamp.inputs
 
 
+def test_a_tensorflow_lite_file_is_changed_and_compared_too() -> None:
+    pytest.importorskip("tflite")
+    source = Path(__file__).parent / "data" / "tflite" / "network_float32.tflite"
+    npukit.convert(source, dump_io_config="t.yaml", in_process=True)
+    (image,) = yaml.safe_load(Path("t.yaml").read_text())["Input Tensor Configuration"]
+    assert image["Src Model Parameters"]["Layout"] == "NHWC"
+    wanted = entry(image["Name"], source={"Layout": "NHWC"}, layout="NCHW")
+    result = npukit.convert(source, output="m.dlc", io_config=config([wanted]), random=1, in_process=True)
+    assert result.exit_code == 0
+    assert result.converted.stamp.inputs[0].shape == (1, 3, 16, 16)
+
+
 def test_quantize_takes_layout_and_encoding_of_a_config() -> None:
     affine((1, 3, 4, 6))
     Path("io.yaml").write_text(

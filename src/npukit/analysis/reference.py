@@ -91,6 +91,8 @@ def customized(path: Path, options: LoadOptions, folder: Path) -> Path:
     cut_graph(model, options)
     freeze_inputs(model, options)
     customize_io(model, options.io)
+    if model.opset_imports.get("", 1) > newest_opset():
+        return _save_for_ort(model, newest_opset(), folder / "customized.onnx")
     ir.save(model, folder / "customized.onnx", external_data="customized.data")
     return folder / "customized.onnx"
 

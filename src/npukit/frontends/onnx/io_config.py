@@ -159,8 +159,7 @@ _HEAD = f"""\
 
 
 def _filled(entry: IoEntry, is_input: bool) -> str:
-    layout = {5: "NCDHW", 4: "NCHW", 2: "NF", 1: "F"}.get(len(entry.shape or ()), "")
-    source = [f"DataType: {entry.source_dtype or ''}", f"Layout: {layout}"]
+    source = [f"DataType: {entry.source_dtype or ''}", f"Layout: {_likely_layout(entry.shape or ())}"]
     desired = ["DataType:", "Layout:"]
     if is_input:
         source += [f"Shape: {','.join(map(str, entry.shape)) if entry.shape else ''}", "Color:"]
@@ -169,6 +168,14 @@ def _filled(entry: IoEntry, is_input: bool) -> str:
     lines = [f"  - Name: {json.dumps(entry.name)}", "    Src Model Parameters:", *(f"      {line}" for line in source)]
     lines += ["    Desired Model Parameters:", *(f"      {line}" for line in desired)]
     return "".join(f"{line.rstrip()}\n" for line in lines)
+
+
+def _likely_layout(shape: tuple[int, ...]) -> str:
+    """The layout where the rank, or the number of channels of a picture, says it; else empty."""
+    if len(shape) == 4:
+        pictures = [name for name, channels in (("NCHW", shape[1]), ("NHWC", shape[3])) if channels in (1, 3)]
+        return pictures[0] if len(pictures) == 1 else ""
+    return {2: "NF", 1: "F"}.get(len(shape), "")
 
 
 def _entry(item: Mapping[str, Any]) -> IoEntry:
