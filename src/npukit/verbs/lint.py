@@ -69,6 +69,7 @@ class LintOptions:
     outputs: tuple[str, ...] = like(conversion.ConvertOptions, "outputs")
     float_bitwidth: int = like(conversion.ConvertOptions, "float_bitwidth")
     io_layout: str = like(conversion.ConvertOptions, "io_layout")
+    io_config: Any = like(conversion.ConvertOptions, "io_config")
     cann: str = opt(DEFAULT_CANN, "CANN version whose atc will compile it (Ascend).", metavar="VERSION")
     precision_mode: str = opt(PRECISIONS[0], "Precision mode that atc will be given (Ascend).", choices=PRECISIONS)
     strict: bool = opt(False, "Let warnings count as failure.", "--strict")
