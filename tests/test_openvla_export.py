@@ -7,6 +7,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+import sys
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,13 +17,15 @@ import numpy as np
 import onnx
 import pytest
 
-from npukit.errors import CheckFailed, ModelError, NpukitError, UsageError
+from npukit.errors import CheckFailed, MissingDependency, ModelError, NpukitError, UsageError
 from npukit.frontends.onnx import load
+from npukit.policies import kinds
 from npukit.policies.export_verb import ExportResult
 from npukit.policies.export_verb import export as verb
 from npukit.policies.kinds import Exported, ExportRequest
 from npukit.policies.onnx_writer import WeightFile
 from npukit.policies.openvla import components, export
+from npukit.policies.openvla.checkpoint import OPTIONS
 from npukit.policies.openvla.weights import INDEX
 from npukit.policies.package import Manifest
 from npukit.policies.pieces import Pieces
@@ -295,6 +298,18 @@ def test_what_is_asked_for_and_cannot_be(checkpoint: Path, tmp_path: Path, optio
         package(checkpoint, tmp_path / "policy", verify=False, **options)
     assert said in str(error.value)
     assert not (tmp_path / "policy").exists()
+
+
+def test_the_kind_lists_its_options() -> None:
+    assert set(kinds.kind("openvla").options) == set(OPTIONS)
+
+
+def test_without_torch(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(MissingDependency, match="needs PyTorch"):
+        exported(checkpoint, tmp_path / "out")
+    assert not list((tmp_path / "out").iterdir())
+    assert exported(checkpoint, tmp_path / "unverified", verify=False).components
 
 
 def _without(name: str) -> Any:

@@ -23,16 +23,12 @@ from npukit.policies.package import Feature
 
 STATISTICS, PREPROCESSOR = "dataset_statistics.json", "preprocessor_config.json"
 BOS = 1
-PROMPT = 32  # tokens: upstream's own room, and enough for LIBERO's longest instruction but for a few
+PROMPT = 32  # tokens; `--option prompt_length` for instructions that need more
 # Of a tower's training, where preprocessor_config.json does not say it: the two numbers as that file rounds them.
 _NORMALIZED = {
     True: ([0.484375, 0.455078125, 0.40625], [0.228515625, 0.2236328125, 0.224609375]),  # DINOv2: ImageNet's
     False: ([0.5, 0.5, 0.5], [0.5, 0.5, 0.5]),
 }
-
-
-def _whole(value: str) -> int:
-    return int(value)
 
 
 def _switch(value: str) -> bool:
@@ -48,7 +44,7 @@ def _rule(value: str) -> str:
 
 
 OPTIONS: dict[str, tuple[Callable[[str], Any], str]] = {
-    "prompt_length": (_whole, "tokens that a prompt may have, a whole number"),
+    "prompt_length": (int, "tokens that a prompt may have, a whole number"),
     "unnorm_key": (str, "the data set whose statistics scale the actions"),
     "prompt": (str, 'the text around an instruction, with "{instruction}" in it'),
     "center_crop": (_switch, "true, or false for a checkpoint that was trained without random crops"),

@@ -58,13 +58,9 @@ class Comparison:
             CheckFailed: an output is not what the network computes; all that are not are listed.
             MissingDependency: torch is not installed.
         """
-        try:
-            import torch
-        except ImportError:
-            raise MissingDependency(
-                "comparing a policy with its source needs PyTorch",
-                hint="pip install 'npukit[torch]', or leave it out with --no-verify",
-            ) from None
+        need_torch()
+        import torch
+
         from npukit.policies.openvla.model import OpenVLA
 
         if self.request.threads:
@@ -142,6 +138,17 @@ class Comparison:
             self.records.append({"component": name, "output": key, "against": AGAINST,
                                  **difference(array, made[key][: len(array)])})  # fmt: skip
         return made
+
+
+def need_torch() -> None:
+    """Raise a MissingDependency where torch is not installed."""
+    try:
+        import torch  # noqa: F401
+    except ImportError:
+        raise MissingDependency(
+            "comparing a policy with its source needs PyTorch",
+            hint="pip install 'npukit[torch]', or leave it out with --no-verify",
+        ) from None
 
 
 def sample(probe: Probe) -> tuple[Array, Array]:

@@ -21,6 +21,7 @@ from npukit.policies.kinds import Exported, ExportRequest
 from npukit.policies.onnx_writer import WeightFile
 from npukit.policies.openvla import components
 from npukit.policies.openvla.checkpoint import Facts, facts
+from npukit.policies.openvla.compare import Comparison, need_torch
 from npukit.policies.openvla.steps import CAMERA
 from npukit.policies.package import Camera
 
@@ -39,6 +40,8 @@ def export_components(checkpoint: Path, folder: Path, options: ExportRequest) ->
         CheckFailed: a component does not compute what the network does.
         UsageError: there is not room enough on the disk.
     """
+    if options.verify:
+        need_torch()  # said before the long work
     with options.stage("read"):
         found = facts(checkpoint, options.config, options.options)
     c, dtype = found.network, np.dtype(options.precision)
@@ -49,8 +52,6 @@ def export_components(checkpoint: Path, folder: Path, options: ExportRequest) ->
     records: list[dict[str, Any]] = []
     probes, chunks, notes = [], [], list(c.notes)
     if options.verify:
-        from npukit.policies.openvla.compare import Comparison
-
         given = options.probes(_PROBES if whole else 1, None)
         made = Comparison(found, folder, options, whole=whole).run(given)
         records, chunks = made.records, made.chunks
