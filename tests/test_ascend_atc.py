@@ -213,8 +213,9 @@ def test_open_shapes_are_noted(toolkit: Path, tmp_path: Path) -> None:
 
 
 def test_a_symbol_fixes_a_shape(toolkit: Path, tmp_path: Path) -> None:
-    result = compiled(network(tmp_path / "net.onnx", "n"), symbols={"n": 2})
-    assert result.stamp["inputs"][0]["shape"] == [2, 3, 8, 8]
+    for options in ({"symbols": {"n": 2}}, {"batch": 2}, {"input_shapes": {"x": (2, 3, 8, 8)}}):
+        result = compiled(network(tmp_path / "net.onnx", "n"), **options)
+        assert result.stamp["inputs"][0]["shape"] == [2, 3, 8, 8]
 
 
 def test_an_open_shape_is_asked_for(toolkit: Path, tmp_path: Path) -> None:
@@ -233,6 +234,18 @@ def test_weights_beside_the_om(toolkit: Path, model: Path) -> None:
     assert [path.relative_to(model.parent).as_posix() for path in result.weights] == ["weight/weight_0123abcd"]
     assert list(result.stamp["options"]["weight_files"]) == ["weight_0123abcd"]
     assert all(path.is_file() for path in result.weights)
+
+
+def test_one_file_of_weights_is_named_after_the_om(toolkit: Path, model: Path) -> None:
+    with pytest.raises(UsageError, match="named after the OM"):
+        compiled(model, output=model.with_name("a b.om"), atc_options={"external_weight": "2"})
+
+
+def test_a_disk_that_is_too_small_is_seen_before(toolkit: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(10, 9, 1))
+    with pytest.raises(NpukitError, match="not enough space: .* are needed, 1 B are free"):
+        compiled(model)
+    assert left(model.parent) == ["net.onnx"]
 
 
 def test_an_om_named_after_the_machine(toolkit: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -339,6 +352,7 @@ def test_an_error_of_atc_is_the_verbs(
          NpukitError),
         ("E51234: bad argument", "", GraphError),
         ("EE1001: runtime", "", MissingDependency),
+        ("E10001: Value Ascend310P3 for parameter --soc_version is invalid. Reason: x.", "--soc_version", UsageError),
         ("E79999: who knows", "", NativeError),
         ("ERROR: unknown command line flag 'oo_level'", "", UsageError),
     ],
@@ -441,7 +455,7 @@ def test_a_full_disk(toolkit: Path, model: Path, tmp_path: Path) -> None:
     if done.returncode:
         pytest.skip("no file system can be mounted here")
     try:
-        with pytest.raises(NpukitError, match="(?i)no space"):
+        with pytest.raises(NpukitError, match="(?i)no(t enough)? space"):
             compiled(model, output=place / "x.om")
         assert left(place) == []
     finally:

@@ -99,6 +99,7 @@ _PLACES = (
     (re.compile(r"(--[a-z]\w+)"), "{}"),
     (re.compile(r"(?:[Ff]ile|[Pp]ath|from) (/\S+?)\.?(?:\s|$)"), "{}"),
 )
+_SOC = "this CANN does not know the chip: install its kernels package, or a newer CANN"
 _MOST_TEXT = 2_000
 _MOST_NODES = 8
 
@@ -129,7 +130,8 @@ class Message:
 
     def fault(self) -> Fault:
         """The message as a fault: code and text, place, and what to do."""
-        return Fault(f"{self.code}: {self.text}" if self.code else self.text, self.where, self.row.hint)
+        hint = _SOC if self.where == "--soc_version" else self.row.hint
+        return Fault(f"{self.code}: {self.text}" if self.code else self.text, self.where, hint)
 
     def located(self, types: Mapping[str, Sequence[str]]) -> Fault:
         """As `fault`; where only the type of an operator is said, with the names of the nodes of that type."""

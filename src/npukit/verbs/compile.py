@@ -82,6 +82,7 @@ class CompileOptions:
     symbols: dict[str, int] = opt(
         {}, "Ascend: value of a symbolic dimension.", "--symbol", many=True, parse=o.symbols, metavar="NAME=224"
     )
+    batch: int | None = opt(None, "Ascend: value of the first dimension where it is open.")
     precision_mode: str | None = opt(
         None, "Ascend: what it is computed in [fp16].",
         choices=("fp16", "origin", "mixed_float16", "cube_fp16in_fp32out"),
@@ -159,8 +160,8 @@ class CompileResult:
 
 
 _ASCEND = (
-    "input_shapes", "symbols", "precision_mode", "aipp", "aipp_image", "atc_options", "cann", "prepare", "lint",
-    "print_command", "bundle", "from_bundle", "memory_limit",
+    "input_shapes", "symbols", "batch", "precision_mode", "aipp", "aipp_image", "atc_options", "cann", "prepare",
+    "lint", "print_command", "bundle", "from_bundle", "memory_limit",
 )  # fmt: skip
 _QUALCOMM = ("graph", "optimization", "vtcm_mb", "hvx_threads")
 

@@ -295,15 +295,16 @@ def _commands(options: CompileOptions, chip: Target) -> CommandResult:
         shutil.rmtree(folder, ignore_errors=True)
     ready = options.model
     lines = []
-    fixed = options.symbols or any(is_static(shape) for shape in options.input_shapes.values())
+    fixed = (
+        options.symbols or options.batch is not None or any(is_static(shape) for shape in options.input_shapes.values())
+    )
     if options.prepare and (staged.applied or fixed):
         ready = output.with_suffix(".atc.onnx")
         lines.append(shlex.join(["npukit", "export", str(options.model), *_preparing(options, chip), "-o", str(ready)]))
     for name, content in staged.texts.items():
         lines.append(f"cat >{shlex.quote(name)} <<'END'\n{content}END")
-    given = {name: value.rpartition("/")[2] if name in staged.job.files else value
-             for name, value in staged.job.options.items()}  # fmt: skip
-    given |= {name: value for name, value in options.atc_options.items() if name in staged.job.files}
+    own = {name: value for name, value in options.atc_options.items() if name in staged.job.files}
+    given = {**staged.job.options, **own}  # their files as they lie, not the copies
     job = replace(staged.job, model=str(ready), output=str(output.with_suffix("")), options=given)
     paths = [str(ready), str(output), *(given[name] for name in staged.job.files)]
     faults = [Fault(fault, path) for path in dict.fromkeys(paths) if (fault := path_fault(path))]
@@ -322,6 +323,7 @@ def _preparing(options: CompileOptions, chip: Target) -> list[str]:
             found += ["--input-shape", f"{name}={','.join(map(str, shape))}"]
     for name, value in options.symbols.items():
         found += ["--symbol", f"{name}={value}"]
+    found += ["--batch", str(options.batch)] if options.batch is not None else []
     return found
 
 

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 import npukit
 from npukit import files, log
+from npukit.analysis import text
 from npukit.ascend.atc_options import Shape
-from npukit.errors import Fault, GraphError, InputError, UsageError, nearest
+from npukit.errors import Fault, GraphError, InputError, NpukitError, UsageError, nearest
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -90,8 +91,9 @@ def stage(options: CompileOptions, chip: Target, folder: Path, output: Path, ver
     precision = _precision(options)
     source = read_model(options.model)
     asked = options.input_shapes.items()
+    _check_room(folder, [options.model, *source.files], 1 if options.bundle or options.print_command else 2)
     fixed = {name: tuple(map(int, shape)) for name, shape in asked if is_static(shape)}
-    load = LoadOptions(input_shapes=fixed, symbols=options.symbols)
+    load = LoadOptions(input_shapes=fixed, symbols=options.symbols, batch=options.batch)
     applied: tuple[str, ...] = ()
     model = source.model
     if options.prepare:
@@ -103,6 +105,9 @@ def stage(options: CompileOptions, chip: Target, folder: Path, output: Path, ver
     given = _given(options)
     _check_options(given, shapes, version, options)
     name = output.stem if _PLAIN_NAME.fullmatch(output.stem) else "model"
+    if given.get("external_weight") == "2" and name != output.stem:
+        what = f"the file of weights is named after the OM, and atc cannot be given the name {output.stem!r}"
+        raise UsageError(what, where="-o", hint="use letters, digits, '_', '-' and '.'")
     home = folder / name
     home.mkdir()
     texts: dict[str, str] = {}
@@ -135,6 +140,16 @@ def stage(options: CompileOptions, chip: Target, folder: Path, output: Path, ver
     log.report("hashing the model", 0.8)
     stamp = _stamp(options.model, source.digest(), chip, recorded, contract)
     return Staged(name, job, stamp, applied, tuple(notes), texts)
+
+
+def _check_room(folder: Path, paths: list[Path], copies: int) -> None:
+    """Refuse to begin where the prepared model, and then an OM of its size, cannot be written."""
+    with files.os_errors(folder, "write"):
+        needed = copies * sum(path.stat().st_size for path in {path.resolve() for path in paths})
+        free = shutil.disk_usage(folder).free
+    if free < needed:
+        what = f"there is not enough space: {text.size(needed)} are needed, {text.size(free)} are free"
+        raise NpukitError(what, where=str(folder.parent), hint="free some space or write elsewhere")
 
 
 def is_static(shape: Shape) -> bool:
