@@ -26,7 +26,8 @@ from onnx import parser
 from onnx.reference import ReferenceEvaluator
 
 import npukit
-from npukit.ascend.emulate import MODES, emulate, parse_mode
+from npukit.ascend.emulate import emulate
+from npukit.ascend.modes import MODES, parse_mode
 from npukit.errors import InputError, ModelError, UsageError
 from npukit.frontends.onnx.read_model import read_model
 from npukit.sim import episode, evaluate

@@ -11,7 +11,7 @@ Modelled, with the sections of shared/reference/ascend_facts.md (sources there):
   infinity becomes the largest float32.
 - Matrix ops (MatMul, Gemm, Conv) take and give float16, with sums in float32 and one rounding (4.3).
 - Weights are clamped to +-65504 before they are rounded (`--is_weight_clip`, 1.4, 4.4); -inf in a mask with them.
-- The precision modes of `--precision_mode_v2` (1.4), see `MODES`.
+- The precision modes of `--precision_mode_v2` (1.4), see `npukit.ascend.modes`.
 
 Not modelled, because nothing public says how it is: the order of sums and how they are split over cores, flushing of
 subnormal numbers (they are kept), the approximations of single vector instructions, fusions that leave roundings out,
@@ -29,8 +29,9 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from npukit.ascend.mixed_precision import NO_LISTS, Lists, ir_types, read_lists
-from npukit.errors import Fault, ModelError, UsageError, nearest
+from npukit.ascend.mixed_precision import ir_types
+from npukit.ascend.modes import Mode
+from npukit.errors import Fault, ModelError
 from npukit.frontends.onnx.infer_shapes import InferenceFailed, infer_node
 from npukit.frontends.onnx.inline_functions import inline_functions
 from npukit.frontends.onnx.prepare_graph import prepare_graph
@@ -45,27 +46,6 @@ from npukit.frontends.onnx.rewrite import (
     subgraphs_of,
 )
 
-TARGETS = ("ascend310p", "ascend310p1", "ascend310p3", "ascend310p5", "ascend310p7")
-"""What can be emulated; the chips of the family compute alike."""
-
-MODES: Mapping[str, str] = {
-    "fp16": "every float is float16 (atc's default)",
-    "origin": "floats stay what the graph has; matrix ops are float16",
-    "mixed_float16": "white ops are float16, black ones stay float32, grey ones follow the op before them",
-    "cube_fp16in_fp32out": "matrix ops are float16, because the 310P's give nothing else; all others are float32",
-}
-"""Precision modes by their names in atc's --precision_mode_v2."""
-
-_V1 = {
-    "force_fp16": "fp16",
-    "must_keep_origin_dtype": "origin",
-    "allow_mix_precision": "mixed_float16",
-    "allow_mix_precision_fp16": "mixed_float16",
-    "force_fp32": "cube_fp16in_fp32out",
-    # float32 where the op has a kernel for it: on the 310P all but the matrix ops, as under `origin`
-    "allow_fp32_to_fp16": "origin",
-}
-
 FIGURES = "npukit/figures"
 """The output with what the probes found, float64 [3 * probes]: elements that were saturated, NaNs that became 0, the
 largest magnitude before saturation (NaN left out); all 0 where nothing was."""
@@ -75,7 +55,7 @@ FLOAT16_MAX = 65504.0
 _BEYOND = float(np.nextafter(np.float32(65520), np.float32(0)))
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
 
-MATRIX = frozenset({"MatMul", "Gemm", "Conv", "ConvTranspose"})
+_MATRIX = frozenset({"MatMul", "Gemm", "Conv", "ConvTranspose", "Einsum"})
 # Kernels that the 310P has in float32 only (4.3).
 _FLOAT32_ONLY = frozenset({"GridSample", "RoiAlign", "RoiAlignRotated"})
 # Give nothing but elements that they took (or their negative): what they give needs no rounding.
@@ -93,9 +73,9 @@ _BOUNDED = frozenset({
 })  # fmt: skip
 # Give no NaN for finite numbers, of which none is beyond float16.
 _NO_NAN = frozenset({
-    "Add", "Sub", "Mul", "MatMul", "Gemm", "Conv", "ConvTranspose", "Exp", "Sigmoid", "Tanh", "Softmax", "Erf", "Sin",
-    "Cos", "HardSigmoid", "HardSwish", "Softsign", "Softplus", "Atan", "Asinh", "Sum", "Mean", "Elu", "LeakyRelu",
-    "PRelu", "Swish", "Gelu",
+    "Add", "Sub", "Mul", "MatMul", "Gemm", "Conv", "ConvTranspose", "Einsum", "Exp", "Sigmoid", "Tanh", "Softmax",
+    "Erf", "Sin", "Cos", "HardSigmoid", "HardSwish", "Softsign", "Softplus", "Atan", "Asinh", "Sum", "Mean", "Elu",
+    "LeakyRelu", "PRelu", "Swish", "Gelu",
 })  # fmt: skip
 _NO_NAN_FLOAT16 = frozenset({"ReduceMean", "ReduceSum", "AveragePool", "GlobalAveragePool", "ReduceSumSquare"})
 # Inputs that say how to compute, not what with; they stay float32.
@@ -103,46 +83,6 @@ _PARAMETERS: Mapping[str, tuple[int, ...]] = {"Resize": (1, 2), "Upsample": (1,)
 _FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16)
 _ABSENT = frozenset(t for t in ir.DataType if t.name.startswith(("BFLOAT", "FLOAT8", "FLOAT4", "INT4", "UINT4")))
 _OLDEST_OPSET = 11  # the oldest that atc takes (4.1), and the oldest with Clip's limits as inputs
-
-
-@dataclass(frozen=True)
-class Mode:
-    """What is emulated.
-
-    Attributes:
-        target: one of `TARGETS`.
-        precision: one of `MODES`.
-        lists: what --modify_mixlist changes (only for mixed_float16).
-    """
-
-    target: str
-    precision: str = "fp16"
-    lists: Lists = NO_LISTS
-
-    def __str__(self) -> str:
-        return f"{self.target} ({self.precision})"
-
-
-def parse_mode(text: str, precision: str | None = None) -> Mode:
-    """`TARGET[:PRECISION[:LIST.json]]` as a `Mode`; `precision` is for callers that have it apart.
-
-    Raises:
-        UsageError: there is no such target or mode, or the list file is not one.
-    """
-    target, _, rest = text.partition(":")
-    named, _, lists = rest.partition(":")
-    if target not in TARGETS:
-        raise UsageError(f"there is no emulation of {target!r}", where="--emulate", hint=nearest(target, TARGETS))
-    if named and precision not in (None, named):
-        raise UsageError(f"two precision modes: {named} and {precision}", where="--emulate")
-    chosen = named or precision or "fp16"
-    chosen = _V1.get(chosen, chosen)
-    if chosen not in MODES:
-        hint = "the 310P has no bfloat16" if "bf" in chosen else nearest(chosen, MODES)
-        raise UsageError(f"there is no precision mode {chosen!r}", where="--emulate", hint=hint)
-    if lists and chosen != "mixed_float16":
-        raise UsageError("a list of ops goes with mixed_float16 only", where="--emulate")
-    return Mode(target, chosen, read_lists(lists) if lists else NO_LISTS)
 
 
 @dataclass(frozen=True)
@@ -319,7 +259,7 @@ class _Rewriter:
 
     def _node(self, node: ir.Node) -> None:
         half = self._is_half(node)
-        if half and is_ai_onnx(node, *MATRIX) and node.outputs[0].dtype == ir.DataType.FLOAT:
+        if half and is_ai_onnx(node, *_MATRIX) and node.outputs[0].dtype == ir.DataType.FLOAT:
             self.wide_matrices.append(node.name or "")
         taken: list[ir.Value] = []
         for i, value in enumerate(node.inputs):
@@ -417,7 +357,7 @@ class _Rewriter:
         floats = [v for v in (*node.inputs, *node.outputs) if v is not None and v.dtype in _FLOATS]
         if not floats or is_ai_onnx(node, *_FLOAT32_ONLY):
             return False
-        if self.mode.precision == "fp16" or is_ai_onnx(node, *MATRIX):
+        if self.mode.precision == "fp16" or is_ai_onnx(node, *_MATRIX):
             return True
         if self.mode.precision == "cube_fp16in_fp32out":
             return False

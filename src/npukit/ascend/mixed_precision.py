@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The lists of mixed precision: which ops may drop to float16 (white), which may not (black), which follow (grey).
 
-CANN's own lists are in its installation (`precision_reduce` of its ops-info files) and not public; by default matrix
-ops are white, because the 310P has them in float16 only, and all others grey. The file that atc takes as
+CANN's own lists are in its installation (`precision_reduce` of its ops-info files) and not public: here all ops are
+grey but matrix ops, which the 310P has in float16 only, whatever a list says. The file that atc takes as
 --modify_mixlist changes that (shared/reference/ascend_facts.md 1.4); it names Ascend's types of ops.
 """
 
@@ -19,8 +19,6 @@ import onnx_ir as ir
 from npukit.errors import UsageError, nearest
 from npukit.files import os_errors
 from npukit.frontends.onnx.rewrite import constant
-
-_MATRIX: Final = frozenset({"MatMul", "Gemm", "Conv", "ConvTranspose"})
 
 # ONNX type -> Ascend's types that it may become, where the names differ ([GE], [OM], [ON] in the facts, appendix A)
 _TYPES: Final[Mapping[str, tuple[str, ...]]] = {
@@ -69,7 +67,7 @@ class Lists:
             return "black"
         if types & self.white:
             return "white"
-        return "white" if types & _MATRIX and not types & self.grey else "grey"
+        return "grey"
 
     def unmatched(self, nodes: Iterable[frozenset[str]]) -> list[str]:
         """A note on each type of the lists that no node is of."""

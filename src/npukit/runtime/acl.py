@@ -268,8 +268,8 @@ class Device:
         global _initialized_here
         if self.number in _users:
             context, users = _users[self.number]
-            _users[self.number] = context, users + 1
             self.acl("rt.set_context", context)
+            _users[self.number] = context, users + 1
             return context
         if not _users:
             try:

@@ -117,9 +117,9 @@ class AclEngine:
         note("acl.mdl.load")
         self.model = self._load(source)
         self._stack.callback(self._release, "mdl.unload", self.model)
-        self.description_handle = acl("mdl.create_desc")
-        self._stack.callback(self._release, "mdl.destroy_desc", self.description_handle)
-        acl("mdl.get_desc", self.description_handle, self.model)
+        self.desc = acl("mdl.create_desc")
+        self._stack.callback(self._release, "mdl.destroy_desc", self.desc)
+        acl("mdl.get_desc", self.desc, self.model)
         inputs, outputs = self._ios("input"), self._ios("output")
         self.gear_index = next((i for i, io in enumerate(inputs) if io.name == DYNAMIC_INPUT), None)
         self.gear_bytes = 0 if self.gear_index is None else inputs[self.gear_index].size
@@ -151,7 +151,7 @@ class AclEngine:
     # ------------------------------------------------------------ what the model takes and gives
 
     def _ios(self, side: str) -> list[_Io]:
-        acl, handle = self.acl, self.description_handle
+        acl, handle = self.acl, self.desc
         found, faults = [], []
         for i in range(acl(f"mdl.get_num_{side}s", handle)):
             name = str(acl(f"mdl.get_{side}_name_by_index", handle, i))
@@ -169,7 +169,7 @@ class AclEngine:
     def _read_gears(self) -> list[_Gear]:
         if self.gear_index is None:
             return []
-        acl, handle = self.acl, self.description_handle
+        acl, handle = self.acl, self.desc
         count = int(acl("mdl.get_input_dynamic_gear_count", handle, _ALL_GEARS))
         if count:
             rows = acl("mdl.get_input_dynamic_dims", handle, _ALL_GEARS, count)
@@ -198,8 +198,7 @@ class AclEngine:
         return tuple(shapes)
 
     def _refuse_open_shapes(self) -> None:
-        ios = [*self._inputs, *(self._outputs if not self._gears else [])]
-        open_ = [io for io in ios if any(d < 0 for d in io.dims)]
+        open_ = [io for io in (*self._inputs, *self._outputs) if any(d < 0 for d in io.dims)]
         if open_ and not self._gears:
             raise ModelError(
                 "the model has open shapes, which npukit does not drive", where=self._where,
@@ -395,7 +394,7 @@ class _Buffers:
         io = engine._outputs[place]
         dims = io.dims
         if engine._gears:
-            found = self._acl("mdl.get_cur_output_dims", engine.description_handle, place)
+            found = self._acl("mdl.get_cur_output_dims", engine.desc, place)
             dims = tuple(int(d) for d in found["dims"])
         array = np.empty(dims, io.dtype.numpy)
         if array.nbytes > io.size:

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx_ir as ir
 
-from npukit.ascend.emulate import FIGURES, Emulated, Saturation, emulate, parse_mode
+from npukit.ascend.emulate import FIGURES, Emulated, Saturation, emulate
+from npukit.ascend.modes import parse_mode
 from npukit.errors import UsageError
 from npukit.runtime.contract import Array
 from npukit.runtime.engine import Request

@@ -538,7 +538,7 @@ def _made_for(kind: str, path: str | None) -> str | None:
 
 def _emulated(request: Request, emulate: str, precision: str | None) -> tuple[Request, str]:
     """The request with what is to be emulated, and that in words."""
-    from npukit.ascend.emulate import parse_mode
+    from npukit.ascend.modes import parse_mode
 
     if not emulate:
         raise UsageError("a precision mode needs a chip to emulate", where="precision_mode", hint="emulate=ascend310p")
