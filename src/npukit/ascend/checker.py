@@ -7,6 +7,7 @@ The file is judged as it is, because atc reads the file; only shapes, dtypes and
 
 from __future__ import annotations
 
+import logging
 import os
 from collections import Counter
 from collections.abc import Iterator
@@ -17,9 +18,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx_ir as ir
 
-from npukit.ascend.limits import DEFAULT_CANN, RULES, Cann, Limit, cann_version, limits, op_rows
+from npukit.ascend.limits import DEFAULT_CANN, RULES, Cann, Limit, cann_version, check_precision, limits, op_rows
 from npukit.ascend.rules import FLOAT16_MAX, KINDS, MAX_ELEMENTS, PRODUCTS, Context, in_file, in_float16, integer_inputs
-from npukit.errors import UsageError
+from npukit.errors import ModelError, UsageError
 from npukit.frontends.onnx.expand_functions import has_body
 from npukit.frontends.onnx.fold_constants import fold_node
 from npukit.frontends.onnx.freeze_inputs import freeze_inputs
@@ -27,7 +28,7 @@ from npukit.frontends.onnx.infer_shapes import InferenceFailed, infer_node
 from npukit.frontends.onnx.options import LoadOptions
 from npukit.frontends.onnx.prepare_graph import prepare_graph
 from npukit.frontends.onnx.ranges import Ranges
-from npukit.frontends.onnx.read_model import Source, read_model
+from npukit.frontends.onnx.read_model import Source, is_tflite, read_model
 from npukit.frontends.onnx.rewrite import (
     TENSORS,
     constant,
@@ -39,6 +40,8 @@ from npukit.frontends.onnx.rewrite import (
 
 if TYPE_CHECKING:
     from npukit.frontends.onnx.rewrite import Array
+
+log = logging.getLogger(__name__)
 
 _MASKING = -1e6  # what is below this hides a place from a softmax; models write -1e9, the lowest float32 or -inf
 _LARGEST_SQUARED = 255.0  # 256 squared is beyond float16
@@ -95,14 +98,18 @@ def check(
 
     Raises:
         ModelError: not an ONNX file, or a broken one.
-        UsageError: no such CANN version; cuts, which atc does not make.
+        UsageError: no such CANN version or precision mode; cuts, which atc does not make.
     """
     row = cann_version(cann)
+    check_precision(precision)
     options = options or LoadOptions()
     if options.inputs or options.outputs:
         raise UsageError(
             "the file is checked as a whole", hint="cut it first: npukit convert MODEL --target ascend310p3"
         )
+    if is_tflite(path):
+        hint = "make it ONNX first: npukit export MODEL --target ascend310p3"
+        raise ModelError("this is a TensorFlow Lite file, which atc does not read", where=str(path), hint=hint)
     source = read_model(path, also=frozenset(op_rows()))
     model = source.model
     found = [*_file(path, source), *_names(model)]
@@ -144,7 +151,9 @@ def infer(model: ir.Model) -> None:
         known = [(value.shape, value.type) for value in node.outputs]
         try:
             infer_node(node)
-        except InferenceFailed:
+            arrays = None if subgraphs_of(node) else fold_node(node)
+        except (InferenceFailed, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+            log.debug("%s %r", node.op_type, node.name, exc_info=error)
             for value, (shape, kind) in zip(node.outputs, known, strict=True):
                 value.shape, value.type = shape, kind
             continue
@@ -152,7 +161,6 @@ def infer(model: ir.Model) -> None:
             if value.shape is None or (shape is not None and not value.shape.is_static() and shape.is_static()):
                 value.shape = shape or value.shape
             value.type = value.type or kind
-        arrays = None if subgraphs_of(node) else fold_node(node)
         for value, array in zip(node.outputs, arrays or (), strict=False):
             _hold(value, make_tensor(array))
 

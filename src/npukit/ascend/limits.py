@@ -134,6 +134,12 @@ def cann_version(text: str) -> Cann:
     return Cann(row["name"], order, tuple(row["opsets"]), tuple(row["reads"]))
 
 
+def check_precision(mode: str) -> None:
+    """Raise UsageError for a precision mode that the chip does not have."""
+    if mode not in PRECISIONS:
+        raise UsageError(f"no precision mode {mode!r}", hint=f"this chip has {', '.join(PRECISIONS)}")
+
+
 @cache
 def op_rows() -> dict[str, OpRow]:
     """Every op of the table, by name."""

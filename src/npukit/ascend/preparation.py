@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ import onnx
 import onnx_ir as ir
 
 from npukit import files
-from npukit.ascend.limits import DEFAULT_CANN, PRECISIONS, cann_version, op_rows
+from npukit.ascend.limits import DEFAULT_CANN, PRECISIONS, cann_version, check_precision, op_rows
 from npukit.ascend.passes import dtypes, indexing, integers, norms, opset, products
 from npukit.ascend.passes.setting import Setting
 from npukit.errors import Fault, ModelError, UsageError
@@ -24,10 +25,12 @@ from npukit.frontends.onnx.inline_functions import inline_functions
 from npukit.frontends.onnx.options import LoadOptions
 from npukit.frontends.onnx.prepare_graph import prepare_graph
 from npukit.frontends.onnx.read_model import read_model
-from npukit.frontends.onnx.rewrite import drop_dead
+from npukit.frontends.onnx.rewrite import Unsupported, drop_dead
 from npukit.frontends.onnx.simplify_ops import simplify_ops
 from npukit.frontends.onnx.specialize import specialize
 from npukit.targets import target as row_of
+
+log = logging.getLogger(__name__)
 
 _EMBED_LIMIT = 1_500_000_000  # one protobuf holds 2 GiB; above this the weights go to a file beside it
 
@@ -121,20 +124,29 @@ def prepare(
     """
     if row_of(target).backend != "ascend":
         raise UsageError(f"{target} is not an Ascend chip", where="--target", hint="npukit targets lists all")
-    if precision not in PRECISIONS:
-        raise UsageError(f"no precision mode {precision!r}", hint=f"this chip has {', '.join(PRECISIONS)}")
+    check_precision(precision)
     setting, options = Setting(cann_version(cann), precision), options or LoadOptions()
     read = read_model(source, options, also=frozenset(op_rows()))
     model, opset_before = read.model, read.model.opset_imports.get("")
     applied = _start(model, options)
     for name, run, what, _ in PASSES:
-        count = run(model, setting)
+        count = _run(name, run, model, setting)
         if count:
             applied.append(Applied(name, count, what))
     model, opset_version = _lower(model, setting)
     if opset_version != opset_before:
         applied.append(Applied("lower_opset", 0, f"opset {opset_version}"))
     return Prepared(model, _merged(applied))
+
+
+def _run(name: str, run: Pass, model: ir.Model, setting: Setting) -> int:
+    try:
+        return run(model, setting)
+    except (Unsupported, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        # an attribute or input that is not what the op's definition asks for, and that no check saw before
+        log.debug("pass %s", name, exc_info=error)
+        what = f"pass {name} cannot read a node ({type(error).__name__}: {error})"
+        raise ModelError(what[:300], hint="do its attributes and inputs fit its definition?") from None
 
 
 def _start(model: ir.Model, options: LoadOptions) -> list[Applied]:

@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import string
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -281,9 +280,7 @@ def equation(context: Context, node: ir.Node, limit: Limit) -> str:
 def canonical(text: str) -> str:
     """An equation with its letters in order of appearance."""
     letters: dict[str, str] = {}
-    return "".join(
-        letters.setdefault(c, string.ascii_letters[len(letters)]) if c.isalpha() else c for c in text if c != " "
-    )
+    return "".join(letters.setdefault(c, chr(ord("a") + len(letters))) if c.isalpha() else c for c in text if c != " ")
 
 
 # What may read the indices of a TopK whatever integer they are.

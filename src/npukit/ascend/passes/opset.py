@@ -19,6 +19,7 @@ from npukit.ascend.rules import default_of
 from npukit.errors import Fault
 from npukit.frontends.onnx.expand_functions import expand_function, has_body
 from npukit.frontends.onnx.infer_shapes import allowed_types
+from npukit.frontends.onnx.resolve_control_flow import INTERNAL
 from npukit.frontends.onnx.rewrite import (
     Names,
     Unsupported,
@@ -73,11 +74,13 @@ def lower_opset(model: ir.Model, opset: int) -> list[Fault]:
     faults = []
     names = Names(model.graph)
     for node in model.graph.all_nodes():
+        if node.domain == INTERNAL:
+            faults.append(Fault("a sequence that is not resolved", f"{node.op_type} {node.name!r}"))
         if node.domain:
             continue
         try:
             _lower(model, names, node, opset)
-        except Unsupported as error:
+        except (Unsupported, LookupError) as error:  # an axis beyond the rank
             faults.append(Fault(str(error), f"{node.op_type} {node.name!r}"))
     domains = {node.domain: node.version or 1 for node in model.graph.all_nodes() if node.domain}
     model.opset_imports.clear()

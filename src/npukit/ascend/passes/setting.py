@@ -11,7 +11,8 @@ import onnx_ir as ir
 
 from npukit.ascend.limits import Cann, limits
 from npukit.ascend.rules import KINDS, Context, integer_inputs
-from npukit.frontends.onnx.infer_shapes import infer_node
+from npukit.errors import ModelError
+from npukit.frontends.onnx.infer_shapes import InferenceFailed, infer_node
 from npukit.frontends.onnx.ranges import Ranges
 from npukit.frontends.onnx.rewrite import Builder, Names, replace_node
 
@@ -50,15 +51,25 @@ class Rewriter(Builder):
         super().__init__(model.graph, names, node)
 
     def put(self, values: Sequence[ir.Value | None]) -> None:
-        """Put what was built in place of the node; `values[i]` takes over output i."""
-        for node in self.nodes:
-            infer_node(node)
+        """Put what was built in place of the node; `values[i]` takes over output i. Raises ModelError as `ahead`."""
+        self._infer()
         replace_node(self.graph, self.source, self.nodes, values)
         self.nodes = []
 
     def ahead(self) -> None:
-        """Put what was built before the node, which stays."""
-        for node in self.nodes:
-            infer_node(node)
+        """Put what was built before the node, which stays.
+
+        Raises:
+            ModelError: the node's inputs contradict its definition.
+        """
+        self._infer()
         self.graph.insert_before(self.source, self.nodes)
         self.nodes = []
+
+    def _infer(self) -> None:
+        for node in self.nodes:
+            try:
+                infer_node(node)
+            except InferenceFailed as error:
+                where = f"{self.source.op_type} {self.source.name!r}"
+                raise ModelError(f"its inputs contradict its definition: {error}", where=where) from None

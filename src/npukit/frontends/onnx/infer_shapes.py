@@ -115,7 +115,9 @@ def infer_node(node: ir.Node) -> None:
         result = onnx.shape_inference.infer_node_outputs(
             schema, proto, types, data, opset_imports=imports, ir_version=onnx.IR_VERSION
         )
-    except (onnx.shape_inference.InferenceError, onnx.checker.ValidationError, RuntimeError, ValueError) as error:
+    except (
+        onnx.shape_inference.InferenceError, onnx.checker.ValidationError, RuntimeError, ValueError, IndexError,
+    ) as error:  # fmt: skip
         raise InferenceFailed(_clean(str(error))) from None
     for output in node.outputs:
         found = result.get(output.name or "")
@@ -160,7 +162,9 @@ def _by_body(
     attributes += [attr for attr in custom.function.attribute_proto if attr.name not in given]  # type: ignore[union-attr]
     try:
         return list(onnx.shape_inference.infer_function_output_types(custom.function, types, attributes))  # type: ignore[arg-type]
-    except (onnx.shape_inference.InferenceError, onnx.checker.ValidationError, RuntimeError, ValueError) as error:
+    except (
+        onnx.shape_inference.InferenceError, onnx.checker.ValidationError, RuntimeError, ValueError, IndexError,
+    ) as error:  # fmt: skip
         raise InferenceFailed(f"{custom.broken('gives a body that does not fit')}: {_clean(str(error))}") from None
 
 
