@@ -56,6 +56,12 @@ QUIRKS: dict[str, Quirk] = {
             _CPU,
             _RUN,
         ),
+        Quirk(
+            "wide_convolution_with_relu_min_max_wrong",
+            "a convolution of 16-bit codes with a ReluMinMax behind it gives wrong numbers (either alone is right)",
+            _HTP,
+            _RUN,
+        ),
         Quirk("bilinear_resize_of_codes_coarse", "ResizeBilinear of codes is off by up to two steps", _CPU, _RUN),
         Quirk("pool_ceil_refused", "rounding_mode CEIL fails at composition", _CPU, _RUN),
         Quirk(

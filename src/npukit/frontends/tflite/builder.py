@@ -504,14 +504,17 @@ class Builder:
             assert info is not None
             scale, point = float(encoding.scales[0]), int(encoding.zero_points[0])
             least, most = scale * (int(info.min) - point), scale * (int(info.max) - point)
-            if least >= low - scale / 2 and most <= high + scale / 2:
-                return value
+            low = low if least < low - scale / 2 else -np.inf
+            high = high if most > high + scale / 2 else np.inf
         return self.clip(value, low, high)
 
     def clip(self, value: ir.Value, low: float, high: float) -> ir.Value:
+        """Between two ends, either of which may be infinite."""
         if low == 0 and high == np.inf:
             return self.node("Relu", value)
-        ends = [self.constant(np.float32(end)) for end in (low, high)]
+        if low == -np.inf and high == np.inf:
+            return value
+        ends = [None if np.isinf(end) else self.constant(np.float32(end)) for end in (low, high)]
         return self.node("Clip", value, *ends)
 
     def bind(self, tensor: TensorRecord, value: ir.Value) -> None:

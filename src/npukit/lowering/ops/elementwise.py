@@ -20,6 +20,7 @@ from .forms import (
     elementwise,
     exponential,
     in_float,
+    in_float_with,
     maximum,
     minimum,
     quotient,
@@ -288,6 +289,8 @@ def clip(e: Emitter, node: ir.Node) -> None:
         elementwise(e, node, *forms, values=operands)
         return
     forms = []
+    if e.quantized and e.held(x)[0].dtype is DType.UFIXED_POINT_16:
+        in_float_with(e, "wide_convolution_with_relu_min_max_wrong")
     if e.is_float(x) and (e.quantized or (low is not None and high is not None)) and _ordered(low, high):
         least, most = (low if low is not None else -3.0e38), (high if high is not None else 3.0e38)
         forms.append(Native("ReluMinMax", {"min_value": least, "max_value": most}))
