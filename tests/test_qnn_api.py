@@ -225,6 +225,12 @@ def _quantized(op_type: str, *, encoding: Encoding, shape: tuple[int, ...], bias
     return Op("o", op_type, [x, w, b] if bias else [x, w], [Tensor("y", DType.UFIXED_POINT_8, (1, 4, 4, 2))])
 
 
+def _transposed(kernel: TensorKind, bias: TensorKind) -> Op:
+    x, y = (Tensor(name, DType.FLOAT_32, (1, 4, 4, 2)) for name in "xy")
+    w = Tensor("w", DType.FLOAT_32, (3, 3, 2, 2), kernel)
+    return Op("o", "TransposeConv2d", [x, w, Tensor("b", DType.FLOAT_32, (2,), bias)], [y])
+
+
 _AXIS = Encoding((1.0, 2.0), (0, 0), axis=0)
 _LOW = Encoding((1.0, 2.0), (0, 0), axis=0, bitwidth=4)
 _LPBQ = Encoding((1.0, 2.0), (0, 0), axis=3, block_scales=(1, 1), blocks_per_axis=1, block_scale_bits=4)
@@ -240,6 +246,10 @@ _LPBQ = Encoding((1.0, 2.0), (0, 0), axis=3, block_scales=(1, 1), blocks_per_axi
         ("cpu", _quantized("FullyConnected", encoding=Encoding.per_tensor(1.0), shape=(2, 2)), None),
         ("cpu", _quantized("Dequantize", encoding=_AXIS, shape=(2, 2)), "second run"),
         ("htp", _quantized("Dequantize", encoding=_AXIS, shape=(2, 2)), None),
+        ("cpu", _transposed(TensorKind.STATIC, TensorKind.STATIC), None),
+        ("cpu", _transposed(TensorKind.APP_WRITE, TensorKind.STATIC), "not a constant"),
+        ("cpu", _transposed(TensorKind.STATIC, TensorKind.NATIVE), "not a constant"),
+        ("htp", _transposed(TensorKind.APP_WRITE, TensorKind.STATIC), None),
         ("htp", _quantized("FullyConnected", encoding=_AXIS, shape=(2, 2)), None),
         ("htp", _quantized("Conv2d", encoding=_LPBQ, shape=(3, 3, 2, 2), bias=True), "first tap"),
         ("htp", _quantized("Conv2d", encoding=_LPBQ, shape=(1, 1, 2, 2), bias=True), None),

@@ -92,7 +92,7 @@ def holds(case: Case, folder: Path) -> str:
             got = session.run(feeds)
     except NpukitError as error:
         fault = error.faults[0].what if error.faults else ""
-        return " ".join(f"{error.what}: {fault}".rstrip(": ").split())[:160].replace("|", "/")
+        return " ".join(f"{error.what}: {fault}".rstrip(": ").split())[:160].partition(" Failure")[0].replace("|", "/")
     finally:
         path.unlink(missing_ok=True)
     if len(got) != len(expected):

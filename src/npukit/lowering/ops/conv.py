@@ -219,10 +219,21 @@ def conv_transpose(e: Emitter, node: ir.Node) -> None:
         )  # fmt: skip
         e.bind(node.outputs[0], e.reshape(y, channel_shape), order)
 
+    def through_3d() -> None:
+        """With a depth of 1, for a target that refuses a kernel or bias that is computed."""
+        if count == 3 or any(before < 0 for before, _ in crop):
+            raise Unsupported(f"{op_type} is refused")
+        deep, kernel_3d = e.reshape(x, (shape[0], 1, *x.shape[1:])), e.reshape(w, (1, *w.shape))
+        y = e.emit(
+            "TransposeConv3d", [deep, kernel_3d, bias], [e.temp((shape[0], 1, *shape[1:]), x.dtype)],
+            stride=[1, *strides], pad_amount=[[0, 0], *pads], output_padding=[0, *more], group=group,
+        )  # fmt: skip
+        e.bind(node.outputs[0], e.reshape(y, channel_shape), order)
+
     if "transpose_conv_group_crashes" in e.quirks and group > 1:
         by_group()
     else:
-        e.forms(native, extended, by_group, spread)
+        e.forms(native, extended, by_group, spread, through_3d)
 
 
 def _with_zeros(e: Emitter, x: Tensor, axis: int, stride: int) -> Tensor:

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from npukit.qnn.graph import Op, Tensor
+from npukit.qnn.graph import Op, Tensor, TensorKind
 
 Check = Callable[[Op, tuple[int, ...]], str | None]
 
@@ -77,6 +77,14 @@ def _dequantize(op: Op, sdk: tuple[int, ...]) -> str | None:
     return "QNN CPU's Dequantize writes its output in the first run of a graph only: zeros from the second run on"
 
 
+def _computed_kernel(op: Op, sdk: tuple[int, ...]) -> str | None:
+    # Tried on QAIRT 2.47, x86-64: a bias gives garbage at once, a kernel from the second run on. Conv2d,
+    # DepthWiseConv2d, Conv3d and TransposeConv3d are right.
+    if all(tensor is None or tensor.kind == TensorKind.STATIC for tensor in op.inputs[1:3]):
+        return None
+    return "QNN CPU's TransposeConv2d is wrong where its kernel or bias is not a constant"
+
+
 def _blockwise_convolution(op: Op, sdk: tuple[int, ...]) -> str | None:
     weight = _weight(op)
     if weight is None or weight.encoding is None or weight.encoding.kind != "BLOCKWISE_EXPANSION":
@@ -109,6 +117,7 @@ HAZARDS = (
     Hazard("cpu", _CONVOLUTIONS, _bias_missing),
     Hazard("cpu", frozenset({"FullyConnected"}), _per_channel_fully_connected),
     Hazard("cpu", frozenset({"Dequantize"}), _dequantize),
+    Hazard("cpu", frozenset({"TransposeConv2d"}), _computed_kernel),
     Hazard("htp", frozenset({"Conv2d", "DepthWiseConv2d", "TransposeConv2d"}), _blockwise_convolution),
     Hazard("ir", frozenset(), _old_dlc_writer),
 )
