@@ -321,6 +321,24 @@ def test_verify_finds_the_component(package: Path, checkpoint: Path, tmp_path: P
     assert result.exit_code == 1
 
 
+def test_verify_reports_what_is_not_finite(checkpoint: Path, tmp_path: Path) -> None:
+    """Weights of the projector beyond float16: the component is named, the policy's error is part of the report."""
+    half, folder = export(checkpoint, tmp_path / "half", precision="float16"), tmp_path / "changed"
+    shutil.copytree(half, folder)
+    data = np.fromfile(folder / "projector.onnx.data", np.float16)
+    data[:64] = np.inf
+    data.tofile(folder / "projector.onnx.data")
+    dataclasses.replace(Manifest.read(half), files=hashes(folder)).write(folder)
+    result = verify(folder, against=half, random=0, threads=1)
+    assert result.faults == [
+        "projector: image_embeddings: cosine 0.0000000",
+        "observation 0: prefill gave logits that are not finite",
+    ]
+    values = json.loads(json.dumps(result.to_json(), allow_nan=False))
+    assert values["components"][1]["max_abs"] is None
+    assert "inf" in result.to_text()
+
+
 def test_verify_needs_something_to_compare_with(package: Path) -> None:
     with pytest.raises(UsageError, match="would be compared with itself"):
         verify(package)

@@ -13,7 +13,7 @@ import numpy as np
 
 from npukit import log
 from npukit.analysis import text
-from npukit.errors import UsageError
+from npukit.errors import NativeError, UsageError
 from npukit.policies.package import MANIFEST, Manifest
 from npukit.policies.policy import BACKENDS
 from npukit.verbs.options import arg, opt, verb
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 REFERENCE = "ort"
 _NOISE_SEED = 0
+_BROKEN = {"cosine": 0.0, "max_abs": np.inf, "share": np.inf, "mean_abs": np.inf}
 
 
 @dataclass(frozen=True)
@@ -65,8 +66,9 @@ class VerifyResult:
         against: with what.
         components: a record for each output: {"component", "output", "cosine" (the least), "max_abs" (the largest),
             "mean_abs", "share" (the largest error as a share of the range), "samples"}.
+            Differences from values that are not finite are infinite, null in JSON, and their cosine is 0.
         actions: a record for each observation, in the robot's units: {"cosine", "max_abs", "mean_abs", "tokens"
-            ("equal" of "count", where the kind has tokens)}.
+            ("equal" of "count", where the kind has tokens), "error" (where the policy gave no action)}.
         saturations: what emulated arithmetic saturated, by component.
         min_cosine: the least that was asked for.
     """
@@ -88,7 +90,9 @@ class VerifyResult:
             if not row["cosine"] >= self.min_cosine
         ]
         for i, row in enumerate(self.actions):
-            if "tokens" in row and row["tokens"]["equal"] < row["tokens"]["count"]:
+            if "error" in row:
+                found.append(f"observation {i}: {row['error']}")
+            elif "tokens" in row and row["tokens"]["equal"] < row["tokens"]["count"]:
                 found.append(f"observation {i}: {row['tokens']['equal']} of {row['tokens']['count']} tokens are equal")
             elif not row["cosine"] >= self.min_cosine:
                 found.append(f"observation {i}: the action's cosine is {row['cosine']:.7f}")
@@ -102,8 +106,9 @@ class VerifyResult:
     def to_json(self) -> dict[str, Any]:
         """As one JSON-ready object."""
         return {
-            "kind": self.kind, "verified": self.verified, "against": self.against, "components": list(self.components),
-            "actions": list(self.actions), "saturations": self.saturations, "faults": self.faults,
+            "kind": self.kind, "verified": self.verified, "against": self.against,
+            "components": [_finite(row) for row in self.components], "actions": [_finite(row) for row in self.actions],
+            "saturations": self.saturations, "faults": self.faults,
         }  # fmt: skip
 
     def to_text(self) -> str:
@@ -129,6 +134,11 @@ class VerifyResult:
             ]
         lines += [f"does not hold: {fault}" for fault in self.faults]
         return "\n".join(lines)
+
+
+def _finite(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A record with None for numbers that JSON does not have."""
+    return {name: None if isinstance(value, float) and not np.isfinite(value) else value for name, value in row.items()}
 
 
 def _equal(row: Mapping[str, Any]) -> str:
@@ -272,8 +282,11 @@ def _action_row(policy: Policy, probe: Probe, wanted: Run) -> dict[str, Any]:
     """The whole policy on an observation."""
     runtime = policy.runtime
     runtime.reset()
-    runtime.prefix(probe.inputs)
-    chunk = runtime.chunk(probe.noise, np.random.default_rng(_NOISE_SEED))
+    try:
+        runtime.prefix(probe.inputs)
+        chunk = runtime.chunk(probe.noise, np.random.default_rng(_NOISE_SEED))
+    except NativeError as error:
+        return {**_BROKEN, "error": error.what}
     row = _difference(policy.postprocessor(wanted.chunk), policy.postprocessor(chunk))
     tokens = getattr(runtime, "tokens", None)
     if tokens is not None and wanted.tokens is not None:
@@ -285,6 +298,8 @@ def _action_row(policy: Policy, probe: Probe, wanted: Run) -> dict[str, Any]:
 def _difference(reference: Array, got: Array) -> dict[str, Any]:
     from npukit.policies.parity import difference
 
+    if not np.isfinite(got).all():
+        return dict(_BROKEN)
     found = difference(reference, got)
     error = np.abs(np.asarray(reference, np.float64) - np.asarray(got, np.float64))
     return {name: found[name] for name in ("cosine", "max_abs", "share")} | {"mean_abs": float(error.mean())}
