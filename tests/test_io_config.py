@@ -116,6 +116,13 @@ def test_codes_go_into_a_float_model_and_come_out(dtype: str, offset: int) -> No
     assert np.abs(given.astype(int) - expected).max() <= 1  # ties of float32 division
 
 
+def test_pixels_with_scale_one_are_the_numbers_that_they_are_on_htp_too() -> None:
+    affine((2, 9))
+    pixels = entry(source={"DataType": "float32"}, dtype="uint8", QuantParams={"Scale": 1.0, "Offset": 0})
+    assert convert(config([pixels]), target="portable", verify_backend="qnn-htp").exit_code == 0
+    assert convert(config([pixels]), target="portable", verify_backend="qnn-cpu").exit_code == 0
+
+
 def test_float16_is_held_where_a_target_has_it_and_refused_where_not() -> None:
     affine((2, 9))
     half = entry(source={"DataType": "float32"}, dtype="float16")
@@ -149,6 +156,11 @@ def test_colour_orders(color: str, model_color: str) -> None:
     np.testing.assert_allclose(run(x=_order(rgb, color)), expected.transpose(0, 3, 1, 2), rtol=1e-5)
 
 
+def _saved(array: np.ndarray[Any, Any]) -> str:
+    np.save("given.npy", array)
+    return "given.npy"
+
+
 @pytest.mark.parametrize("color", ["NV12", "NV21"])
 @pytest.mark.parametrize("scope", ["full", "limited"])
 @pytest.mark.parametrize("target", ["qnn-cpu", "htp-v73"])
@@ -159,9 +171,15 @@ def test_frames_become_rgb(color: str, scope: str, target: str) -> None:
     assert convert(config([wanted]), target=target, verify=target == "qnn-cpu").exit_code == 0
     frame = RNG.integers(0, 255, (6, 6), dtype=np.uint8)
     rgb = yuv_to_rgb(frame, color, scope == "full").transpose(2, 0, 1)[None].astype(float)
-    with npukit.Session("m.dlc", backend="ort", in_process=True) as session:
-        given = session.run({"x": frame.reshape(1, 36)})["y"]
-    assert np.abs((given - 1) / 2 - rgb).max() <= 0.501  # that of the oracle is rounded to whole pixel values
+    given = {
+        backend: npukit.run(
+            "m.dlc", inputs=[_saved(frame.reshape(1, 36))], backend=backend, target=chip, in_process=True
+        ).outputs[0]["y"]
+        for backend, chip in (("ort", None), ("qnn-htp", "sm8650"))
+    }
+    # the oracle is rounded to whole pixel values; HTP computes in float16, whose steps are 0.125 at 255
+    assert np.abs((given["ort"] - 1) / 2 - rgb).max() <= 0.501
+    assert np.abs((given["qnn-htp"] - 1) / 2 - rgb).max() <= 1.0
 
 
 def test_custom_io_files_of_the_qnn_converters() -> None:

@@ -185,6 +185,31 @@ def test_a_spec_survives_the_stamp(tmp_path: Path) -> None:
 # ---------------------------------------------------------------- through the command, on models of the same kind
 
 
+@pytest.mark.native
+def test_the_imagenet_recipe_from_picture_to_classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    model = onnx.parser.parse_model(
+        '<ir_version: 8, opset_import: ["": 17]> g (float[1, 3, 224, 224] image) => (float[1, 10] logits)'
+        " { a = AveragePool <kernel_shape = [56, 56], strides = [56, 56]> (image) b = Flatten (a)"
+        " logits = MatMul (b, w) }"
+    )
+    weights = RNG.normal(size=(48, 10)).astype(np.float32)
+    model.graph.initializer.append(onnx.numpy_helper.from_array(weights, "w"))
+    onnx.save(model, "net.onnx")
+    picture = Image.fromarray(RNG.integers(0, 255, (40, 60, 3), dtype=np.uint8)).resize((600, 400))
+    picture.save("photo.png")
+    npukit.convert("net.onnx", target="qnn-cpu", preprocessing=RECIPES / "imagenet.yaml", random=1, in_process=True)
+    found = npukit.run("net.dlc", inputs=["photo.png"], in_process=True).results[0]["classes"]
+    pixels = np.asarray(picture.resize((384, 256), Image.Resampling.BILINEAR).crop((80, 16, 304, 240)), np.float64)
+    real = (pixels / 255 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
+    means = real.transpose(2, 0, 1).reshape(3, 4, 56, 4, 56).mean((2, 4)).reshape(-1)
+    logits = means @ weights.astype(np.float64)
+    shares = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
+    best = np.argsort(-shares)[:5]
+    assert [one["class"] for one in found] == list(best)
+    np.testing.assert_allclose([one["score"] for one in found], shares[best], rtol=1e-4)
+
+
 def _deeplab() -> None:
     """deeplab.onnx: 513 by 513 pixels, channels last, to 0 (dark), 1 (reddish) or 2 (bluish), by ArgMax."""
     model = onnx.parser.parse_model(

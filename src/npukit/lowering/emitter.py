@@ -249,6 +249,8 @@ class Emitter:
             # HTP casts other dtypes by their encoding instead of taking the codes.
             if encoding is None or encoding.axis is not None or tensor.dtype is not DType.UFIXED_POINT_8:
                 raise Unsupported("only 8-bit codes with one scale are dequantized by arithmetic")
+            if (encoding.scale, encoding.offset) == (1.0, 0):  # HTP would make 0 or 1 of them (QAIRT 2.47, tried)
+                return self.cast(self.cast(tensor, DType.INT_32), self.float_dtype)
             codes = self.cast(tensor, self.float_dtype)
             return self.mul(self.add(codes, float(encoding.offset)), encoding.scale)
 
@@ -400,18 +402,13 @@ class Emitter:
         return outputs[0]
 
     def emit_foreign(
-        self,
-        package: str,
-        op_type: str,
-        inputs: Sequence[Tensor | None],
-        outputs: Sequence[Tensor],
+        self, package: str, op_type: str, inputs: Sequence[Tensor | None], outputs: Sequence[Tensor],
         params: Mapping[str, Param],
-    ) -> Tensor:
+    ) -> None:  # fmt: skip
         """Append an op of another package, which no backend here knows and hence none is asked about."""
         source = self.node.name if self.node is not None and self.node.name else op_type
         name = self._fresh(source)
         self._append(Op(name, op_type, list(inputs), list(outputs), dict(params), package, (source,)))
-        return outputs[0]
 
     def _append(self, op: Op) -> None:
         self.graph.ops.append(op)
