@@ -757,6 +757,20 @@ def test_aipp_from_a_preprocessing_spec(toolkit: Path, folder: Path) -> None:
         compiled(folder / "net.onnx", aipp={}, atc_options={"insert_op_conf": "net.onnx"})
 
 
+@pytest.mark.parametrize("gears", [{}, {"dynamic_dims": "1;4", "input_format": "ND"}, {"dynamic_batch_size": "1,4"}])
+def test_what_was_compiled_runs_by_its_stamp(
+    toolkit: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, gears: dict[str, str]
+) -> None:
+    """Both stand-ins in a row: the one for pyACL computes the ONNX model that the one for atc was given."""
+    monkeypatch.setenv("PYTHONPATH", str(HERE.parent / "acl"))
+    model = network(folder / "open.onnx", "n")
+    compiled(model, output=folder / "a.om", atc_options=gears, input_shapes={"x": (-1 if gears else 4, 3, 8, 8)})
+    x = np.random.default_rng(1).normal(size=(4, 3, 8, 8)).astype(np.float32)
+    with npukit.Session(folder / "a.om", backend="acl") as session:
+        y = session.run({"x": x})["y"]
+    np.testing.assert_allclose(y, np.maximum(x.sum(1, keepdims=True), 0).repeat(4, 1), rtol=1e-5, atol=1e-5)
+
+
 def test_progress_says_what_atc_says(toolkit: Path, folder: Path) -> None:
     from npukit import log
 

@@ -41,7 +41,13 @@ class BadFlag(Exception):
 
 def say(line: str, *values: object) -> None:
     stream, text = LINES[line]
-    print(text.format(*values), file=sys.stdout if stream == "stdout" else sys.stderr, flush=True)
+    file = sys.stdout if stream == "stdout" else sys.stderr
+    file.write(text.format(*values) + "\n")
+    file.flush()
+
+
+def message(code: str, *values: object) -> None:
+    sys.stdout.write(f"{code}: {MESSAGES[code].format(*values)}\n")
 
 
 def reason(line: str, *values: object) -> str:
@@ -103,21 +109,20 @@ def check_flags(given: dict[str, str]) -> None:
     if "framework" not in given:
         raise Refused("E10007", "framework", reason("frameworks"))
     if "optypelist_for_implmode" in given and "op_select_implmode" not in given:
-        raise Refused("E10001", "", "--op_select_implmode", "optypelist_for_implmode needs it.")
+        raise Refused("E10001", "", "--op_select_implmode", reason("implmode"))
     if "precision_mode" in given and "precision_mode_v2" in given:
         raise Refused("E10056", "--precision_mode", "--precision_mode_v2")
     mixed = {"mixed_float16", "allow_mix_precision", "allow_mix_precision_fp16"}
     modes = {given.get("precision_mode"), given.get("precision_mode_v2")}
     if "modify_mixlist" in given and not mixed & modes:
-        raise Refused("E10001", given["modify_mixlist"], "--modify_mixlist", "It is for mixed precision.")
+        raise Refused("E10001", given["modify_mixlist"], "--modify_mixlist", reason("mixlist"))
     gears = [name for name in ("dynamic_batch_size", "dynamic_image_size", "dynamic_dims") if name in given]
     if len(gears) > 1:
         raise Refused("E10009")
     if gears and "input_shape" not in given:
         raise Refused("E10004", "input_shape")
     if "insert_op_conf" in given and "dynamic_dims" in given:
-        raise Refused("E10001", given["insert_op_conf"], "--insert_op_conf",
-                      "The dynamic dims function does not support AIPP.")
+        raise Refused("E10001", given["insert_op_conf"], "--insert_op_conf", reason("dimsaipp"))
     for name in ("insert_op_conf", "keep_dtype", "modify_mixlist", "op_precision_mode", "customize_dtypes"):
         if name in given:
             check_path(given[name], name, real=True)
@@ -132,8 +137,7 @@ def shapes_of(text: str) -> dict[str, list[str]]:
     for part in filter(None, text.split(";")):
         name, colon, value = part.rpartition(":")
         if not colon or not name:
-            raise Refused("E10002", part, "The shape must contain two parts: name and value",
-                          '"input_name1:n1,c1,h1,w1"')
+            raise Refused("E10002", part, reason("twoparts"), reason("sample"))
         found[name] = value.split(",") if value else []
     return found
 
@@ -164,13 +168,11 @@ def check_gears(given: dict[str, str], shapes: dict[str, list[str]]) -> None:
     count = sum(shape.count("-1") for shape in opened.values())
     if name == "dynamic_dims":
         if count == 0:
-            raise Refused("E10001", "0", "--input_shape's dynamic dim num",
-                          "At least one dim should be -1 when dynamic_dims is set.")
+            raise Refused("E10001", "0", reason("dimnum"), reason("nodims"))
         if any(len(gear) != count for gear in gears):
-            raise Refused("E10003", given[name], name,
-                          "Each setting needs to be consistent with the number of -1 in the input shape.")
+            raise Refused("E10003", given[name], name, reason("eachgear"))
         if given.get("input_format") != "ND":
-            raise Refused("E10001", given.get("input_format", "NCHW"), "--input_format", "dynamic_dims needs ND.")
+            raise Refused("E10001", given.get("input_format", "NCHW"), "--input_format", reason("needsnd"))
     if len(gears) < GEARS[0]:
         raise Refused("E10035", len(gears), GEARS[0])
     if len(gears) > GEARS[1]:
@@ -227,9 +229,11 @@ def check_model(given: dict[str, str], path: str) -> "tuple[object, bool]":
         if name not in shapes and -1 in dims:
             raise Refused("E10011", dims, -1)
         is_open = is_open or (not gears and any("~" in extent or extent == "-1" for extent in asked))
-        for dim, extent in zip(value.type.tensor_type.shape.dim, asked):
+        for dim, extent in zip(value.type.tensor_type.shape.dim, asked, strict=False):
             if extent.isdigit():  # what the OM's input is then
                 dim.dim_value = int(extent)
+            elif extent == "-1":
+                dim.dim_param = "open"
     if "insert_op_conf" in given:
         check_aipp(given, list(inputs))
     return model, is_open
@@ -253,41 +257,60 @@ def check_aipp(given: dict[str, str], inputs: list[str]) -> None:
             if kind in ("int", "float"):
                 number = float(value)
                 if (kind == "int" and not number.is_integer()) or not float(low) <= number <= float(high):
-                    raise Refused("E10052", f"{key} {value} is out of range")
+                    raise Refused("E10052", reason("aipprange", key, value))
             elif value not in kind.split("|"):
                 raise Refused("E13018", given["insert_op_conf"])
         if "aipp_mode" not in values:
-            raise Refused("E10052", "When insert AIPP op, aipp_mode must be configured as static or dynamic")
+            raise Refused("E10052", reason("aippmode"))
         if values["aipp_mode"] == "static" and "input_format" not in values:
-            raise Refused("E10052", "Input format of AIPP conf must be set in static aipp")
+            raise Refused("E10052", reason("aippformat"))
         rank = int(values.get("related_input_rank", "0"))
         if rank >= len(inputs):
-            raise Refused("E10052", f"Cannot find the data node by aipp parameter related_input_rank {rank}")
+            raise Refused("E10052", reason("aipprank", rank))
         if rank in seen:
-            raise Refused("E10052", "Cannot insert aipp to the same position!")
+            raise Refused("E10052", reason("aipptwice"))
         seen.append(rank)
         if inputs[rank] in given.get("input_fp16_nodes", "").split(";"):
             raise Refused("E10034", inputs[rank])
         moved = values.get("crop") == "true" or values.get("padding") == "true"
         if "dynamic_image_size" in given and moved:
-            raise Refused("E10052", "When --dynamic_image_size is set, crop and padding cannot be set to 'true'")
+            raise Refused("E10052", reason("aippgears"))
 
 
 def write_om(given: dict[str, str], model: object, is_open: bool, behave: str) -> None:
     """[facts 2.1]: header, partition table, partitions. MODEL_DEF says that this is a stand-in."""
     note: dict[str, object] = {"stand_in": 1, "dynamic_dims": None, "input_names": None}
-    if "dynamic_dims" in given:
-        gears = given["dynamic_dims"].rstrip(";").split(";")
-        note["dynamic_dims"] = [[int(n) for n in gear.split(",")] for gear in gears]
+    if "dynamic_dims" in given:  # a gear has all dimensions of all inputs: facts 3.1
+        weights = {tensor.name for tensor in model.graph.initializer}  # type: ignore[attr-defined]
+        inputs = [value for value in model.graph.input if value.name not in weights]  # type: ignore[attr-defined]
+        dims = [d.dim_value or -1 for value in inputs for d in value.type.tensor_type.shape.dim]
+        rows = []
+        for gear in given["dynamic_dims"].rstrip(";").split(";"):
+            fill = iter(gear.split(","))
+            rows.append([int(next(fill)) if d < 0 else d for d in dims])
+        note["dynamic_dims"] = rows
+    if "dynamic_batch_size" in given:
+        note["dynamic_batch"] = [int(n) for n in given["dynamic_batch_size"].rstrip(",").split(",")]
+    if "dynamic_image_size" in given:
+        pairs = given["dynamic_image_size"].rstrip(";").split(";")
+        note["dynamic_hw"] = [[int(n) for n in pair.split(",")] for pair in pairs]
     parts = [(0, json.dumps(note).encode()), (1, model.SerializeToString()), (2, b"\0" * 8), (3, b"\0" * 16)]  # type: ignore[attr-defined]
-    rows, at = b"", 0
+    lines, at = b"", 0
     for kind, data in parts:
-        rows += struct.pack("<IIQQ", kind, 0, at, len(data))
+        lines += struct.pack("<IIQQ", kind, 0, at, len(data))
         at += len(data)
-    body = struct.pack("<II", len(parts), 0) + rows + b"".join(data for _, data in parts)
+    body = struct.pack("<II", len(parts), 0) + lines + b"".join(data for _, data in parts)
     name = Path(given["output"]).name.encode()[:31]
-    values = {"magic": 0x444F4D49, "header_size": 256, "version": 0x20000000, "modeltype": 0, "name": name,
-              "model_num": 1, "model_length": len(body), "is_unknow_model": int(is_open)}
+    values = {
+        "magic": 0x444F4D49,
+        "header_size": 256,
+        "version": 0x20000000,
+        "modeltype": 0,
+        "name": name,
+        "model_num": 1,
+        "model_length": len(body),
+        "is_unknow_model": int(is_open),
+    }
     header = bytearray(256)
     for offset, form, field, _ in table("header"):
         struct.pack_into("<" + form, header, int(offset), values[field])
@@ -352,7 +375,7 @@ def main() -> int:
     except Refused as error:
         say("dots")
         say("failure")
-        print(f"{error.code}: {MESSAGES[error.code].format(*error.values)}")
+        message(error.code, *error.values)
         say("solution")
         say("traceback")
         say("trace")
@@ -361,7 +384,7 @@ def main() -> int:
     if behave != "silent":
         say("success")
     if behave == "warn":
-        print(f"W11001: {MESSAGES['W11001'].format('Conv_0')}")
+        message("W11001", "Conv_0")
     return 0
 
 

@@ -28,4 +28,4 @@ def install(root: Path, version: str = "8.0.0") -> Path:
 
 
 if __name__ == "__main__":
-    print(install(Path(sys.argv[1])))
+    install(Path(sys.argv[1]))
