@@ -263,6 +263,20 @@ def test_a_norm_of_large_values_survives_float16() -> None:
     np.testing.assert_allclose(have, right, rtol=4e-3)  # four roundings of 2^-11
 
 
+def test_a_norm_that_stays_in_float32_is_not_scaled() -> None:
+    text = """g (float16[2,8] x) => (float16[2,8] y) {
+        f = Cast<to=1>(x) q = Mul(f, f) m = ReduceMean<axes=[-1]>(q) a = Add(m, e) r = Sqrt(a) n = Div(f, r)
+        h = Cast<to=10>(n) y = Mul(h, w)
+    }"""
+    model = parse(text, 14, {"e": CONSTANTS["e"], "w": CONSTANTS["w"].astype(F16)})
+    for precision, scaled in (("origin", False), ("fp16", True)):
+        result, _ = prepared(model, precision=precision)
+        assert ("ReduceMax" in [node.op_type for node in result.graph.node]) is scaled
+        feeds = feeds_for(model)
+        # ONNX Runtime computes both in float32; one rounding to float16 may fall to the other side
+        np.testing.assert_allclose(run_ort(result, feeds)[0], run_ort(model, feeds)[0], rtol=2e-3, atol=1e-6)
+
+
 def test_zeros_stay_zeros() -> None:
     model = parse(*SPELLINGS["op"], {"w": CONSTANTS["w"]})
     result, _ = prepared(model)
@@ -330,6 +344,29 @@ def test_the_given_model_stays_as_it_is() -> None:
     before = model.SerializeToString()
     prepare(model)
     assert model.SerializeToString() == before
+
+
+@pytest.mark.parametrize(
+    ("text", "constants"),
+    [
+        ("g (float[2,3] x, float[4,5] w, float[5] b) => (float[2,5] y) { y = Gemm(x, w, b) }", {}),
+        ('g (float[2,3] x, float[3] w) => (float[2,4] y) { y = Einsum<equation="ij,jk->ik">(x, w) }', {}),
+        ("g (float[5,4] x) => (float[3,4] y, float[2,4] z) { y, z = Split<axis=3>(x, s) }", {"s": np.array([3, 2])}),
+        ("g (float[5,4] x) => (float[5,4] y) { y = Tile(x, r) }", {"r": np.array([-1, 1])}),
+        ("g (float[2,3] x) => (float[2] y) { y = ReduceMean<axes=[5]>(x) }", {}),
+    ],
+    ids=["Gemm", "Einsum", "Split", "Tile", "ReduceMean"],
+)  # fmt: skip
+def test_what_contradicts_itself_is_refused(
+    text: str, constants: Arrays, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """`prepare` names the node; the lint goes on with what it knows."""
+    model = parse(text, 14, constants)
+    onnx.save(model, tmp_path / "broken.onnx")
+    check(tmp_path / "broken.onnx")
+    with pytest.raises(ModelError) as error:
+        prepare(model)
+    assert error.value.faults[0].where.split()[0] == request.node.callspec.id
 
 
 def test_bad_use() -> None:

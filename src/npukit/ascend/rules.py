@@ -16,6 +16,8 @@ from npukit.frontends.onnx.ranges import Ranges, implied_range
 from npukit.frontends.onnx.rewrite import attribute, constant, input_at, ints, rank_of, schema_of, shape_of, version_of
 
 FLOAT16_MAX = 65504.0
+# precision modes in which vector ops compute float32 in float16
+FLOAT16_MODES = ("fp16", "mixed_float16")
 # what the matrix unit computes, which has no float32
 PRODUCTS = frozenset({"MatMul", "Gemm", "Conv", "ConvTranspose"})
 # Constants with more elements are weights: not read for their largest one, and atc clips them by itself.
@@ -69,7 +71,7 @@ def in_float16(value: ir.Value, precision: str) -> bool:
     """Whether a vector op computes this value in float16."""
     if value.dtype == ir.DataType.FLOAT16:
         return True
-    return value.dtype == ir.DataType.FLOAT and precision in ("fp16", "mixed_float16")
+    return value.dtype == ir.DataType.FLOAT and precision in FLOAT16_MODES
 
 
 Kind = Callable[[Context, ir.Node, Limit], str]

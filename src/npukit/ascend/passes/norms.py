@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from npukit.ascend.passes.setting import Rewriter, Setting, beyond
-from npukit.ascend.rules import in_float16
+from npukit.ascend.rules import FLOAT16_MODES
 from npukit.frontends.onnx.recognize_norms import recognize_norms
 from npukit.frontends.onnx.rewrite import (
     Names,
@@ -81,7 +81,7 @@ def _expanded(builder: Rewriter, node: ir.Node, setting: Setting) -> ir.Value | 
     wide = source.dtype == ir.DataType.FLOAT16 and attribute(node, "stash_type", 1) == 1
     x = builder.op("Cast", source, to=int(ir.DataType.FLOAT)) if wide else source
     held = ir.DataType.FLOAT if wide else source.dtype or ir.DataType.FLOAT
-    scaled = in_float16(source, setting.precision)
+    scaled = held == ir.DataType.FLOAT16 or setting.precision in FLOAT16_MODES
     if node.op_type == "GroupNormalization":
         groups = [shape[0], attribute(node, "num_groups"), -1]
         x = builder.op("Reshape", x, builder.ints(groups, "groups"))
