@@ -13,6 +13,7 @@ import onnx_ir as ir
 import pytest
 from onnx import helper
 
+import npukit
 from npukit.ascend import check, prepare, write
 from npukit.errors import ModelError, UsageError
 from npukit.frontends.onnx import LoadOptions
@@ -261,6 +262,25 @@ def test_a_norm_of_large_values_survives_float16() -> None:
     (source,), (have,) = run_reference(model, {"x": x}), run_reference(result, {"x": x})
     assert np.abs(source - right).max() > 0.1  # x / sqrt(inf)
     np.testing.assert_allclose(have, right, rtol=4e-3)  # four roundings of 2^-11
+
+
+def test_a_norm_of_large_values_survives_the_chip(tmp_path: Path) -> None:
+    """In the emulated arithmetic of the chip: saturated squares before, none after."""
+    text, opset = SPELLINGS["division"]
+    model = parse(text, opset, {k: v for k, v in CONSTANTS.items() if k in ("two", "e", "w")})
+    onnx.save(model, tmp_path / "source.onnx")
+    write(prepare(model).model, tmp_path / "prepared.onnx")
+    feeds = {"x": feeds_for(model)["x"] * F32(3000)}
+    (want,) = run_ort(model, feeds)
+    errors, saturated = [], []
+    for name in ("source.onnx", "prepared.onnx"):
+        with npukit.Session(tmp_path / name, emulate="ascend310p", in_process=True) as session:
+            (have,) = session.run(feeds).values()
+            errors.append(float(np.abs(have - want).max()))
+            saturated.append([entry.tensor for entry in session.saturations()])
+    assert saturated == [["q"], []]
+    assert errors[0] > 1
+    assert errors[1] < 2e-2  # a few roundings of 2^-11 of values up to 4
 
 
 def test_a_norm_that_stays_in_float32_is_not_scaled() -> None:
