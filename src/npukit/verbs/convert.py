@@ -504,7 +504,9 @@ def validator(target: Target, stack: contextlib.ExitStack) -> Callable[[Op], str
     from npukit.qnn.api.backend import Backend
 
     if target.backend not in _ROLES:
-        raise UsageError(f"a DLC is not for {target.name}", where="--target", hint="npukit targets lists all")
+        hint = "npukit compile makes an OM, npukit export the ONNX for it" if target.backend == "ascend" else ""
+        hint = hint or "npukit targets lists all"
+        raise UsageError(f"a DLC is not for {target.name}", where="--target", hint=hint)
     return stack.enter_context(Backend(_ROLES[target.backend], soc_id=target.soc_id)).validate
 
 
