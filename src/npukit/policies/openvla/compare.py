@@ -25,8 +25,10 @@ from npukit.policies.processing import ATTENTION, TOKENS
 
 AGAINST = "the network in PyTorch float32"
 # Largest error of an output as a share of its range, and least cosine. In float32 what is left is another order of
-# sums; each op in float16 rounds to 5e-4, which thirty layers make ten times that, where a fault leaves nothing alike.
-LIMITS: dict[str, tuple[float, float]] = {"float32": (1e-4, 0.999999), "float16": (1.0, 0.99)}
+# sums. In float16 each op rounds to 2.8e-4 (root of the mean square), which over ten ops in each of 32 layers comes to
+# 5e-3 of a result, a cosine of 0.99999; the rest is room for networks with a few large channels. What such rounding
+# would hide (an epsilon, a form of GELU) shows in an export in float32, whose graphs are the same.
+LIMITS: dict[str, tuple[float, float]] = {"float32": (1e-4, 0.999999), "float16": (0.1, 0.999)}
 
 
 @dataclass
