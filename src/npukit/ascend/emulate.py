@@ -230,6 +230,7 @@ class _Rewriter:
         self.scalars: dict[float, ir.Value] = {}
         self.figures: list[ir.Value] = []
         self.wide_matrices: list[str] = []
+        self.types: list[frozenset[str]] = []
 
     def rewrite(self) -> Emulated:
         nodes = list(self.graph)
@@ -258,7 +259,8 @@ class _Rewriter:
     # ------------------------------------------------------------ nodes
 
     def _node(self, node: ir.Node) -> None:
-        half = self._is_half(node)
+        self.types.append(ir_types(node))
+        half, harmless = self._is_half(node), _harmless(node)  # before its constants are replaced
         if half and is_ai_onnx(node, *_MATRIX) and node.outputs[0].dtype == ir.DataType.FLOAT:
             self.wide_matrices.append(node.name or "")
         taken: list[ir.Value] = []
@@ -271,9 +273,9 @@ class _Rewriter:
         self.nodes.append(node)
         for value in node.outputs:
             if value.dtype in _FLOATS and value.name and not is_ai_onnx(node, "Constant"):
-                self._give(node, value, taken, half=half)
+                self._give(node, value, taken, half=half, harmless=harmless)
 
-    def _give(self, node: ir.Node, output: ir.Value, taken: list[ir.Value], *, half: bool) -> None:
+    def _give(self, node: ir.Node, output: ir.Value, taken: list[ir.Value], *, half: bool, harmless: bool) -> None:
         """Saturate and round what a node gives, unless it only moves what it took."""
         name, op_type = str(output.name), node.op_type if node.domain == "" else ""
         if output.dtype == ir.DataType.FLOAT16 and ("dtype" in node.attributes or op_type == "ConstantOfShape"):
@@ -289,7 +291,7 @@ class _Rewriter:
             return
         output.name = self.names.value(f"{name}/exact")
         bounded = op_type in _BOUNDED
-        nans = not (op_type in _NO_NAN or (half and op_type in _NO_NAN_FLOAT16) or _harmless(node))
+        nans = not (op_type in _NO_NAN or (half and op_type in _NO_NAN_FLOAT16) or harmless)
         made = output
         if nans or not bounded:
             made = self._saturate(made, name, node, half=half, nans=nans)
@@ -344,7 +346,7 @@ class _Rewriter:
         name = str(held.name)
         final = held
         if held not in self.half:
-            final = self._saturate(held, name, None, half=True, nans=held not in self.finite)
+            final = self._saturate(held, name, value.producer(), half=True, nans=held not in self.finite)
         held.name = self.names.value(f"{name}/float32")
         final = self._cast_to(final, ir.DataType.FLOAT16)
         final.name, final.shape = name, value.shape
@@ -490,7 +492,7 @@ class _Rewriter:
                 f"matrix ops that are float32 in the graph are computed in float16, because the 310P has no others; "
                 f"under origin atc takes the AI CPU or refuses them: {len(self.wide_matrices)} ({some})"
             )
-        self.result.notes += self.mode.lists.unmatched(ir_types(node) for node in self.nodes)
+        self.result.notes += self.mode.lists.unmatched(self.types)
 
 
 def _moves(node: ir.Node) -> bool:
