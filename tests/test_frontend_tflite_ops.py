@@ -93,6 +93,27 @@ def test_the_cut_before_an_unknown_operator_is_named():
     assert "--output 'x0'" in caught.value.faults[0].hint
 
 
+@pytest.mark.native
+def test_a_model_is_cut_before_what_cannot_be_read(tmp_path: Path):
+    """The cut that the message names converts and is verified; `inspect` names the file's tensors."""
+    import npukit
+
+    model = Model()
+    graph = model.subgraph()
+    graph.table.inputs = [graph.tensor("image", (1, 4, 4, 3), "float32")]
+    graph.table.outputs = [graph.tensor("out", (1, 4, 4, 3), "float32")]
+    inner = graph.tensor("features", (1, 4, 4, 3), "float32")
+    graph.operator("RELU", [0], [inner])
+    graph.operator("Own", [inner], graph.table.outputs, custom=b"1")
+    (path := tmp_path / "m.tflite").write_bytes(model.content())
+    with pytest.raises(ModelError, match="--output 'features'"):
+        npukit.convert(path, output=tmp_path / "m.dlc", target="qnn-cpu")
+    made = npukit.convert(path, output=tmp_path / "m.dlc", target="qnn-cpu", outputs=("features",))
+    assert made.verification is not None
+    assert made.verification.passed
+    assert "npukit's own reading" in made.to_text()
+
+
 def variables(first: bool, changes: bool) -> bytes:
     model = Model()
     graph = model.subgraph()
@@ -156,10 +177,23 @@ def test_subgraphs_that_call_themselves_or_are_not_there(condition: int, body: i
 @pytest.mark.parametrize(
     "content",
     [
-        one("RANGE", *(Fixed(np.array(v, np.int32)) for v in (0, 2**31 - 1, 1)), options="RangeOptions", outputs=("int32",)),
+        one(
+            "RANGE",
+            *(Fixed(np.array(v, np.int32)) for v in (0, 2**31 - 1, 1)),
+            options="RangeOptions",
+            outputs=("int32",),
+        ),
         one("SCATTER_ND", k([0]), f(1), k(2**31 - 1), options="ScatterNdOptions"),
-        one("SPARSE_TO_DENSE", k(1), k(2**30, 64), f(1), Fixed(np.array(0, np.float32)), options="SparseToDenseOptions"),
-        one("UNSORTED_SEGMENT_SUM", f(2, 3), k(0, 1), Fixed(np.array(2**31 - 1, np.int32)), options="UnsortedSegmentSumOptions"),
+        one(
+            "SPARSE_TO_DENSE", k(1), k(2**30, 64), f(1), Fixed(np.array(0, np.float32)), options="SparseToDenseOptions"
+        ),
+        one(
+            "UNSORTED_SEGMENT_SUM",
+            f(2, 3),
+            k(0, 1),
+            Fixed(np.array(2**31 - 1, np.int32)),
+            options="UnsortedSegmentSumOptions",
+        ),
     ],
 )
 def test_a_constant_of_any_size_is_not_made(content: bytes):

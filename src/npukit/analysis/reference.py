@@ -97,8 +97,10 @@ def customized(path: Path, options: LoadOptions, folder: Path) -> Path:
     return folder / "customized.onnx"
 
 
-def tflite_as_onnx(path: Path, shapes: Mapping[str, tuple[int, ...]], signature: str, folder: Path) -> Path:
-    """The TensorFlow Lite file at `path` as npukit's front end reads it, in `folder`.
+def tflite_as_onnx(
+    path: Path, shapes: Mapping[str, tuple[int, ...]], signature: str, folder: Path, outputs: tuple[str, ...] = ()
+) -> Path:
+    """The TensorFlow Lite file at `path` as npukit's front end reads it, in `folder`: what `outputs` need.
 
     Raises:
         ModelError: the front end cannot read the model.
@@ -108,7 +110,7 @@ def tflite_as_onnx(path: Path, shapes: Mapping[str, tuple[int, ...]], signature:
     from npukit.frontends.onnx.read_model import read_model
     from npukit.raising import newest_opset
 
-    options = LoadOptions(input_shapes=dict(shapes), signature=signature)
+    options = LoadOptions(input_shapes=dict(shapes), signature=signature, outputs=outputs)
     model = read_model(path, options).model
     freeze_inputs(model, options)
     return _save_for_ort(model, newest_opset(), folder / "tflite.onnx")

@@ -339,6 +339,7 @@ def _read_om(path: Path) -> Subject:
 
 _READERS: dict[str, Callable[[Path], Subject]] = {
     "onnx": _read_onnx,
+    "tflite": _read_onnx,
     "dlc": _read_dlc,
     "context": _read_context,
     "om": _read_om,

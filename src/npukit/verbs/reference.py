@@ -50,7 +50,9 @@ def cut_source(options: ConvertOptions, stamp: Stamp, stack: contextlib.ExitStac
     from npukit.frontends.onnx import LoadOptions
     from npukit.frontends.onnx.cut_graph import cut_graph
 
-    model = read_model(options.model, LoadOptions(signature=options.tflite_signature)).model
+    model = read_model(
+        options.model, LoadOptions(signature=options.tflite_signature, inputs=cuts, outputs=options.outputs)
+    ).model
     cut_graph(model, LoadOptions(inputs=cuts, outputs=options.outputs))
     contract = {io.name: io for io in stamp.inputs}
     for value in model.graph.inputs:

@@ -125,7 +125,7 @@ def verify_here(options: VerifyOptions, given: Samples | None = None) -> tuple[V
         assert options.against is not None
         sourced = file_kind(options.against) in ("onnx", "tflite")
         names = [info.name for info in model.outputs]
-        source = _source(options.against, _signature(model)) if sourced else None
+        source = _source(options.against, _signature(model), tuple(names)) if sourced else None
         indices = index_outputs(source, names) if source is not None else {}
         fetch = _fetch(source, names, indices) if options.reference_backend in (None, "ort") else ()
         reference, notes = _reference(options, model, fetch, stack)
@@ -222,18 +222,22 @@ def _tflite_reference(
 ) -> tuple[Session, list[str]]:
     """TensorFlow Lite's interpreter; where it is missing or cannot give the values, npukit's ONNX of the file."""
     from npukit.analysis.reference import tflite_as_onnx
+    from npukit.frontends.tflite.load import output_names
     from npukit.runtime import litert
     from npukit.runtime.session import Session
 
     signature = _signature(model)
-    if litert.installed() and not (set(fetch) & {info.name for info in model.outputs}):
+    names = {info.name for info in model.outputs}
+    own = names & set(output_names(path, signature))
+    # a model that was cut has outputs that the file does not have
+    if litert.installed() and not (set(fetch) & names) and (own == names or model.stamp is None):
         return stack.enter_context(
             Session(path, backend="litert", graph=signature or None, in_process=True, threads=options.threads)
         ), []
     if options.reference_backend == "litert" and not litert.installed():
         raise MissingDependency("TensorFlow Lite's interpreter is not installed", hint=litert.HINT)
     folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="npukit-reference-")))
-    onnx = tflite_as_onnx(path, _shapes(model), signature, folder)
+    onnx = tflite_as_onnx(path, _shapes(model), signature, folder, tuple(info.name for info in model.outputs))
     why = "gives no inner values" if litert.installed() else f"is not installed ({litert.HINT})"
     note = f"the reference is npukit's own reading of the file on ONNX Runtime: TensorFlow Lite's interpreter {why}"
     found = Session(onnx, in_process=True, threads=options.threads, fetch=fetch)
@@ -280,11 +284,12 @@ def _implied(source: ir.Model, name: str) -> tuple[float, float] | None:
     return found
 
 
-def _source(path: Path, signature: str = "") -> ir.Model:
+def _source(path: Path, signature: str = "", outputs: tuple[str, ...] = ()) -> ir.Model:
+    """The source; of a .tflite file only what `outputs` need, as the model may be cut before what cannot be read."""
     from npukit.frontends.onnx import LoadOptions
     from npukit.frontends.onnx.read_model import read_model
 
-    return read_model(path, LoadOptions(signature=signature)).model
+    return read_model(path, LoadOptions(signature=signature, outputs=outputs)).model
 
 
 def index_outputs(source: ir.Model, names: list[str]) -> dict[str, IndexOutput]:

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import onnx_ir as ir
@@ -54,7 +55,10 @@ def to_onnx(file: FlatFile, options: LoadOptions | None = None) -> Source:
     number = signature.subgraph if signature is not None else 0
     graph = file.subgraphs[number]
     inputs, outputs = _ports(graph, signature)
-    builder = Builder(number, file.subgraphs, _port_names(graph, inputs, outputs))
+    ports = _port_names(graph, inputs, outputs)
+    graph, inner = _cut(graph, ports, options)
+    outputs = [(name, index) for name, index in outputs if not inner or index in _made(graph)]
+    builder = Builder(number, [graph if i == number else g for i, g in enumerate(file.subgraphs)], ports)
     faults = builder.shared.faults
     faults += _inputs(builder, graph, inputs, options)
     builder.read_operators()
@@ -66,6 +70,8 @@ def to_onnx(file: FlatFile, options: LoadOptions | None = None) -> Source:
                 faults.append(Fault(str(error), f"output {name!r}", error.hint))
     if faults:
         raise ModelError("operators that cannot be converted", where=where, faults=faults)
+    if not outputs:
+        builder.graph.outputs.extend(value for node in builder.graph for value in node.outputs if value.name in inner)
     model = ir.Model(builder.graph, ir_version=10, producer_name=file.description or "tflite")
     model.graph.opset_imports[""] = NEWEST
     notes = []
@@ -81,6 +87,42 @@ def to_onnx(file: FlatFile, options: LoadOptions | None = None) -> Source:
         model.metadata_props[DYNAMIC_RANGE] = "yes"
     files = [file.path] if file.path is not None else []
     return Source(model, file.path, file.digest, files, notes)
+
+
+def output_names(path: Path, signature: str = "") -> list[str]:
+    """The names that the outputs of a .tflite file have. Raises as `load`."""
+    file = read_file(path)
+    chosen = choose_signature(file, signature)
+    if not file.subgraphs:
+        return []
+    graph = file.subgraphs[chosen.subgraph if chosen is not None else 0]
+    inputs, outputs = _ports(graph, chosen)
+    _port_names(graph, inputs, outputs)
+    return [name for name, _ in outputs]
+
+
+def _made(graph: SubgraphRecord) -> set[int]:
+    """The tensors that the graph's operators and inputs give."""
+    return {*graph.inputs, *(i for op in graph.ops for i in op.outputs)}
+
+
+def _cut(graph: SubgraphRecord, ports: dict[int, str], options: LoadOptions) -> tuple[SubgraphRecord, list[str]]:
+    """The graph without the operators that the tensors in `options.outputs` do not need, and these tensors' names.
+
+    What lies behind a cut may be what npukit cannot read. The cut itself is made later, for every kind of file.
+    """
+    names = {ports.get(t.index, t.name): t.index for t in graph.tensors}
+    wanted = [source_name(name, names) for name in options.outputs]
+    if not wanted or any(name not in names for name in wanted):
+        return graph, []
+    begin = {names[name] for name in (source_name(name, names) for name in options.inputs) if name in names}
+    needed = {names[name] for name in wanted}
+    kept = []
+    for op in reversed(graph.ops):  # the file's order is one of execution
+        if op.code == "CALL_ONCE" or needed & (set(op.outputs) - begin):
+            needed |= set(op.inputs)
+            kept.append(op)
+    return replace(graph, ops=kept[::-1]), wanted
 
 
 def choose_signature(file: FlatFile, wanted: str = "") -> Signature | None:
