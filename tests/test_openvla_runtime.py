@@ -128,6 +128,22 @@ def test_the_cache_stays_where_it_is(policy: npukit.Policy) -> None:
     assert set(runtime.shared) == {"patch_features", "image_embeddings", "text_embeddings", "kv_cache"}
 
 
+@pytest.mark.parametrize("in_process", [True, False])
+def test_rows_that_are_held_differently(
+    package: Path, wanted: list[list[int]], in_process: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As with integer codes of another scale each: rows go over as the source's floats."""
+    monkeypatch.setattr("npukit.policies.openvla.runtime.row_alike", lambda *_: False)
+    with npukit.Policy(package, "ort", threads=1, in_process=in_process) as opened:
+        assert "kv_cache" not in opened.runtime.shared
+        for i in (1, 0):
+            opened.predict_chunk(observation(i, TEXTS[i]))
+            assert opened.runtime.tokens.tolist() == wanted[i]
+        cache = opened.runtime._decoder
+        with pytest.raises(UsageError, match="rows 64 to 64 cannot be written"):
+            cache.write("kv_cache", np.zeros((1, cache.inputs["kv_cache"].shape[1]), np.float32), 64)
+
+
 def test_longest_prompt(checkpoint: Path, policy: npukit.Policy, tmp_path: Path) -> None:
     """Where the prompt fills its room to the last token; one token less room is too little."""
     text = TEXTS[1]

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -44,13 +45,15 @@ class Binding:
             self._session._check_open()
             self._bound.run()
 
-    def write(self, name: str, array: Array) -> None:
+    def write(self, name: str, array: Array, row: int | None = None) -> None:
         """Put a source model's array into the buffer of the input `name`, converted as `Session.run` would.
 
-        An input on which nothing depends is accepted, and not passed on.
+        An input on which nothing depends is accepted, and not passed on. With `row`, the array becomes so many rows of
+        the input's first axis, from that one on; the others stay as they are.
 
         Raises:
             InputError: there is no such input, or the array has another shape or dtype, or values out of range.
+            UsageError: with `row`, the artifact holds the input's axes in another order.
         """
         if name not in self.inputs:
             ignored = [port for port in self._session._description.ignored if port.name == name]
@@ -58,11 +61,18 @@ class Binding:
                 raise InputError("no such input", where=name, hint=nearest(name, self.inputs))
             return
         port = next(port for port in self._session._in if port.name == name)
-        to_native([port], gather([port], {name: array}), [self.inputs[name]])
+        buffer, end = self.inputs[name], None
+        if row is not None:
+            end = row + len(array)
+            if port.perm is not None or not 0 <= row < end <= len(buffer):
+                raise UsageError(f"rows {row} to {end - 1} cannot be written", where=name)
+            buffer = buffer[row:end]
+            port = replace(port, shape=buffer.shape, native_shape=buffer.shape)
+        to_native([port], gather([port], {name: array}), [buffer])
         if name in self.resident:
             with self._session._lock:
                 self._session._check_open()
-                self._bound.upload(list(self.inputs).index(name))
+                self._bound.upload(list(self.inputs).index(name), row or 0, end)
 
     def read(self, name: str) -> Array:
         """The output `name` of the last run as the source model has it, a fresh array."""

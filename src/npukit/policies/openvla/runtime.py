@@ -58,24 +58,27 @@ class Runtime:
         self._projector = self._to_projector.binding
         self._embedding = sessions[EMBEDDING].bind()
         self._decoder = sessions[DECODER].bind(resident=("kv_cache", "kv_row"))
-        self._bind_prefill(sessions, where)
+        self._bind_prefill(sessions)
         self._clean = False  # whether all rows of the cache are finite
         self.seconds: dict[str, float] = {}
         self.tokens: npt.NDArray[np.int64] = np.zeros(0, np.int64)
         self._length = 0  # tokens of picture and prompt; 0: none yet
 
-    def _bind_prefill(self, sessions: Mapping[str, Session], where: str) -> None:
+    def _bind_prefill(self, sessions: Mapping[str, Session]) -> None:
         prefill, decoder = sessions[PREFILL], sessions[DECODER]
-        for giver, output in ((prefill, "kv_prompt"), (decoder, "kv_row")):
-            if not row_alike(giver, output, decoder, "kv_cache"):
-                raise ArtifactError(f"{output} is not held as kv_cache is: its rows cannot become rows of the cache",
-                                    where=where, hint="export prefill and decoder with one precision")  # fmt: skip
+        # Where the artifacts hold them differently (integer codes of another scale), rows go over as floats.
+        self._alike = {
+            name: row_alike(giver, name, decoder, "kv_cache")
+            for giver, name in ((prefill, "kv_prompt"), (decoder, "kv_row"))
+        }
         image, text = _same("image_embeddings"), _same("text_embeddings")
         given = {
             **shared(sessions[PROJECTOR], self._projector, prefill, image),
             **shared(sessions[EMBEDDING], self._embedding, prefill, text),
         }
-        self._in_place = prefill.in_process and decoder.in_process and decoder.backend != DEVICE
+        self._in_place = (
+            self._alike["kv_prompt"] and prefill.in_process and decoder.in_process and decoder.backend != DEVICE
+        )
         rows = self._decoder.inputs["kv_cache"][: self._numbers["prefill_length"]]
         self._prefill = prefill.bind(
             inputs=given or None, outputs={"kv_prompt": rows} if self._in_place else None, resident=("kv_prompt",)
@@ -129,7 +132,7 @@ class Runtime:
         self._prefill.write("last_position", np.array([length - 1], np.int32))
         self._run(PREFILL, self._prefill)
         if not self._in_place:
-            self._decoder.copy("kv_prompt", "kv_cache", source=self._prefill)
+            self._bring(self._prefill, "kv_prompt", 0)
         self._first = self._token(PREFILL, self._prefill)
         self._length, self._clean = length, True
 
@@ -155,12 +158,19 @@ class Runtime:
             write("position", np.array([position], np.int32))
             write("attention_mask", mask)
             self._run(DECODER, self._decoder)
-            self._decoder.copy("kv_row", "kv_cache", position)
+            self._bring(self._decoder, "kv_row", position)
             mask[0, position] = 1
             ids.append(self._token(DECODER, self._decoder))
         self._clean = True
         self.tokens = np.array(ids, np.int64)
         return detokenize(self.tokens, numbers["vocab_size"], numbers["n_action_bins"])[None]
+
+    def _bring(self, giver: Binding, output: str, row: int) -> None:
+        """Make an output's rows rows of the cache."""
+        if self._alike[output]:
+            self._decoder.copy(output, "kv_cache", row, source=giver)
+        else:
+            self._decoder.write("kv_cache", giver.read(output), row)
 
     def _run(self, name: str, binding: Binding) -> None:
         begin = time.perf_counter()
