@@ -294,6 +294,18 @@ def test_an_error_while_closing_is_told_and_the_rest_is_freed(name, add, acl, mo
     acl.violations.clear()
 
 
+@pytest.mark.parametrize("where", ["rt.malloc@3", "mdl.create_dataset@2", "rt.memcpy@1"])
+def test_a_binding_that_cannot_be_made_leaves_nothing_on_the_device(where, stand_in, acl, tmp_path, monkeypatch):
+    with npukit.Session(stand_in.write(tmp_path / "s.om", STEP), in_process=True) as session:
+        held = acl.live()
+        monkeypatch.setenv("ACL_DOUBLE_FAIL", where.replace("@", "=207001@"))
+        with pytest.raises(NativeError):
+            session.bind(resident=("cache",))
+        assert acl.live() == held
+        monkeypatch.delenv("ACL_DOUBLE_FAIL")
+        session.bind(resident=("cache",)).run()
+
+
 def test_a_full_device_says_so(add, acl, monkeypatch):
     monkeypatch.setenv("ACL_DOUBLE_MEMORY", "100")
     with pytest.raises(NativeError, match="the device's memory is full") as caught:

@@ -253,7 +253,13 @@ class AclEngine:
     ) -> Bound:  # fmt: skip
         """Arrays tied to buffers on the device, of which those named by number stay there between runs."""
         self.device.use()
-        return AclBound(self, _Buffers(self), inputs, outputs, resident_inputs, resident_outputs)
+        buffers = _Buffers(self)
+        try:
+            return AclBound(self, buffers, inputs, outputs, resident_inputs, resident_outputs)
+        except BaseException:
+            with contextlib.suppress(NpukitError):  # the first error is the one to show
+                buffers.close()
+            raise
 
     def profile(self, inputs: Sequence[Array], runs: int) -> list[ProfileEvent]:
         """Mean times of the copies and of the execution; pyACL measures no single ops this way."""
