@@ -375,7 +375,7 @@ NETWORKS = {
         application(applications.MobileNetV3Small, 128, include_preprocessing=False), ("float32", "float16"),
     ),
     "efficientnet_b0": (application(applications.EfficientNetB0, 128), ("float32", "float16")),
-    "resnet50_v2": (application(applications.ResNet50V2, 128), ("float32", "int8")),
+    "resnet50_v2": (application(applications.ResNet50V2, 128), ("float32",)),
     "densenet121": (application(applications.DenseNet121, 96), ("float32",)),
     "xception": (application(applications.Xception, 128), ("float32",)),
     "deeplab": (deeplab, ("float32", "float16", "int8")),
