@@ -414,6 +414,26 @@ def test_torchscript_needs_shapes_and_finds_out_which_inputs_are_whole_numbers(t
     assert any("ids int64, weights float32" in note for note in made.notes)
 
 
+@needs_torch
+def test_what_the_exporter_lacks_or_gets_wrong_is_put_in_other_terms() -> None:
+    import shutil
+
+    import torch
+
+    class Rare(torch.nn.Module):  # type: ignore[misc]
+        def forward(self, x: Any, y: Any) -> Any:
+            pooled = torch.nn.functional.adaptive_avg_pool3d(x.reshape(1, 1, 3, 4, 5), (2, 3, 2))
+            return x.squeeze(0), torch.ops.aten.copy(x, y), torch.cdist(x, x, 1.0), torch.pdist(x), pooled
+
+    inputs = (torch.randn(12, 5), torch.randn(5))
+    made = pytorch_convert.export_object(Rare().eval(), inputs, None, {}, run=True)
+    try:
+        note = next(note for note in made.notes if "differ by at most" in note)
+        assert float(note.partition("same inputs, ")[2].split()[0]) < 1e-5
+    finally:
+        shutil.rmtree(made.path.parent)
+
+
 def giving_a_dict() -> Any:
     """A module with control flow that gives a dict, written so that it can be scripted."""
     import torch

@@ -22,7 +22,7 @@ import onnx_ir as ir
 
 from npukit.errors import Fault, MissingDependency, ModelError, NpukitError, UsageError
 from npukit.frontends.exported import write_samples
-from npukit.frontends.pytorch import archive, compare, names, trees
+from npukit.frontends.pytorch import archive, compare, decompose, names, trees
 from npukit.frontends.pytorch.kinds import EXPORT, SCRIPT
 
 log = logging.getLogger(__name__)
@@ -123,7 +123,9 @@ def export_program(program: Any, output: Path, shapes: Mapping[str, tuple[int, .
     """Write an `ExportedProgram` as ONNX and compare the two."""
     torch = _torch()
     with _torch_errors("torch.onnx cannot export this program", output.stem):
-        made = torch.onnx.export(program, dynamo=True, opset_version=OPSET, optimize=True, verbose=False)
+        plain = decompose.decomposed(torch, program)
+        made = torch.onnx.export(plain, dynamo=True, opset_version=OPSET, optimize=True, verbose=False)
+    del plain
     model = made.model
     del made
     names.name_inputs(model, names.input_names(program))
