@@ -31,7 +31,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-BACKENDS = ("ort", "qnn-cpu", "qnn-htp", "sim", "acl")  # npukit.policies.policy.BACKENDS, which is imported when it is used
+# npukit.policies.policy.BACKENDS, which is imported when it is used
+BACKENDS = ("ort", "qnn-cpu", "qnn-htp", "sim", "acl")
 TOKEN_VARIABLE = "NPUKIT_SERVE_TOKEN"
 _SHORTEST_TOKEN = 16  # letters
 _LARGEST_MESSAGE = 1024  # MB
