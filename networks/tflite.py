@@ -36,7 +36,8 @@ PAGE = """# Real networks, TensorFlow Lite
 
 Networks made with Keras and TensorFlow (`networks/tflite_zoo.py`; random weights with statistics taken from data, but
 `digits`, which is trained), converted by TensorFlow's converter, then each by one `npukit convert FILE`, against
-LiteRT's interpreter as it runs by default. All samples count together. *Nearest pair* is the largest cosine between the
+LiteRT's interpreter as it runs by default. SQNR is that of all samples together (HTP: of the first 16), the cosine that
+of the worst one. *Nearest pair* is the largest cosine between the
 outputs of two samples, *transposes* are those in the QNN graph, *raised* is the artifact on ONNX Runtime, HTP the
 emulator ({chip}), *kernels* LiteRT's reference kernels against its default ones: what rounding alone comes to in that
 network. *Labels* is the share of right answers among the labelled images that were held out, LiteRT's and QNN CPU's.
