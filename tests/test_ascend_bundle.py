@@ -95,7 +95,8 @@ def test_there_and_back(root: Path, tmp_path: Path, shell: str) -> None:
 
 def test_it_is_what_would_be_compiled_here(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     written(Path("b"))
-    assert script(Path("b"), root).returncode == 0
+    done = script(Path("b"), root)
+    assert done.returncode == 0, done.stdout + done.stderr
     there = npukit.compile("b/out/net.om", from_bundle="b", output="there.om")
     monkeypatch.setenv("ASCEND_TOOLKIT_HOME", str(root))
     here = npukit.compile("net.onnx", target=TARGET, output="net.om", in_process=True)
@@ -142,12 +143,14 @@ def test_weights_in_a_file_of_their_own(root: Path, monkeypatch: pytest.MonkeyPa
     assert len(data) == 1
     assert data[0].stat().st_size >= 48
     assert data[0].relative_to("b").as_posix() in Path("b/SHA256SUMS").read_text()
-    assert script(Path("b"), root).returncode == 0
+    done = script(Path("b"), root)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_weights_of_the_om_come_back_with_it(root: Path) -> None:
     written(Path("b"), atc_options={"external_weight": "1"})
-    assert script(Path("b"), root).returncode == 0
+    done = script(Path("b"), root)
+    assert done.returncode == 0, done.stdout + done.stderr
     assert "weight/weight_0123abcd" in Path("b/out/SHA256SUMS").read_text()
     Path("place").mkdir()
     back = npukit.compile("b/out/net.om", from_bundle="b", output="place/net.om")
@@ -157,7 +160,8 @@ def test_weights_of_the_om_come_back_with_it(root: Path) -> None:
 
 def test_the_om_may_stay_where_it_is(root: Path) -> None:
     written(Path("b"))
-    assert script(Path("b"), root).returncode == 0
+    done = script(Path("b"), root)
+    assert done.returncode == 0, done.stdout + done.stderr
     before = Path("b/out/net.om").read_bytes()
     npukit.compile("b/out/net.om", from_bundle="b", output="b/out/net.om")
     assert Path("b/out/net.om").read_bytes() == before
@@ -254,7 +258,8 @@ def test_several_models(root: Path) -> None:
 @pytest.fixture
 def done(root: Path, tmp_path: Path) -> Path:
     written(Path("b"))
-    assert script(Path("b"), root).returncode == 0
+    done = script(Path("b"), root)
+    assert done.returncode == 0, done.stdout + done.stderr
     return Path("b/out/net.om")
 
 
