@@ -139,7 +139,7 @@ NETWORKS = (
     Network("yolo", zoo.Yolo, images(160)),
     Network("ssd_lite", zoo.Ssd, images(160)),
     Network("edsr", zoo.Edsr, images(48)),
-    Network("lstm_speech", zoo.Lstm, floats(features=(1, 50, 40))),
+    Network("lstm_speech", zoo.Lstm, floats(features=(1, 50, 40)), head="head"),
     Network("gru_forecast", zoo.Gru, floats(series=(1, 48, 8), state=(2, 1, 384)), head="head"),
     Network("tcn", zoo.Tcn, floats(series=(1, 16, 600)), head="head"),
     Network("bert", zoo.Bert, tokens),

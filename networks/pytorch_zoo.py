@@ -310,6 +310,8 @@ class Yolo(nn.Module):
         )
         self.lateral, self.merge = _conv(512, 256, 1, act=nn.SiLU), _conv(512, 256, 3, act=nn.SiLU)
         self.heads = nn.ModuleList([nn.Conv2d(256, 3 * (5 + classes), 1), nn.Conv2d(512, 3 * (5 + classes), 1)])
+        for head in self.heads:  # sigmoids that differ, as trained ones do
+            nn.init.normal_(head.weight, std=3 / math.sqrt(head.in_channels))
         self.classes = classes
         for level, stride in enumerate((16, 32)):
             n = size // stride
