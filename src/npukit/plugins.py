@@ -176,7 +176,7 @@ def _module(name: str) -> Any:
             raise UsageError("there is no such file", where=f"--plugin {name}")
         key = f"npukit_plugin_{Path(name).stem}"
         spec = importlib.util.spec_from_file_location(key, name)
-        assert spec is not None and spec.loader is not None
+        assert spec is not None and spec.loader is not None  # noqa: PT018
         module = importlib.util.module_from_spec(spec)
         sys.modules[key] = module  # dataclasses of the plugin look themselves up there
         spec.loader.exec_module(module)

@@ -153,20 +153,15 @@ class Session:
                 self._description = self._engine.description
             else:
                 self._worker = Worker(timeout=timeout, memory_limit=memory_limit)
-                self._description = self._open_in_worker(self._worker, request)
+                self._number, self._description = self._worker.call("npukit.runtime.host:open_", request)
+                if host.Buffers.possible(self._description):
+                    self._buffers, self._slot = self._share(self._description)
         except BaseException:
             self.close()
             raise
         self._in, self._out = self._description.inputs, self._description.outputs
         self._out_names = [port.name for port in self._out]
         self._nothing: list[Array | None] = [None] * len(self._in)
-
-    def _open_in_worker(self, worker: Worker, request: Request) -> Description:
-        description: Description
-        self._number, description = worker.call("npukit.runtime.host:open_", request)
-        if host.Buffers.possible(description):
-            self._buffers, self._slot = self._share(description)
-        return description
 
     def _share(self, description: Description, resident: frozenset[str] = frozenset()) -> tuple[host.Buffers, int]:
         """Buffers that the worker maps too, and the number it knows them by."""

@@ -49,8 +49,8 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, kind: str = 
     batch, length, heads, size = query.shape
     if kind == "sdpa":
         value = value.to(query.dtype)
-        rows = (x.transpose(1, 2) for x in (query, key.to(query.dtype), value))
-        out = functional.scaled_dot_product_attention(*rows, attn_mask=mask[:, None], enable_gqa=True)
+        query, key, value = (x.transpose(1, 2) for x in (query, key.to(query.dtype), value))
+        out = functional.scaled_dot_product_attention(query, key, value, attn_mask=mask[:, None], enable_gqa=True)
         return out.transpose(1, 2).reshape(batch, length, heads * size)
     key, value = (x.repeat_interleave(heads // x.shape[2], dim=2).transpose(1, 2) for x in (key, value))
     scores = query.to(torch.float32).transpose(1, 2) @ key.to(torch.float32).transpose(2, 3) * size**-0.5
