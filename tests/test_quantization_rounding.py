@@ -1,13 +1,16 @@
 # SPDX-FileCopyrightText: npukit contributors
 # SPDX-License-Identifier: Apache-2.0
+import itertools
+
 import numpy as np
 import pytest
 
-from npukit.errors import InputError
+from npukit.errors import InputError, UsageError
 from npukit.qnn.graph import DType, Op, Tensor, TensorKind
 from npukit.quantization.ranges import codes, reals
 from npukit.quantization.roles import weight_axis
 from npukit.quantization.rounding import (
+    ROUNDINGS,
     Geometry,
     Moments,
     SecondMoments,
@@ -145,6 +148,73 @@ def test_two_weights_by_hand() -> None:
     assert sorted(round_weights(op, weight, encoding, moments).tolist()[0]) == [0, 1]
 
 
+def rounded_by(method: str, bits: int, width: int, *, seed: int, axis: int | None = 0):
+    """Of a dense layer with correlated inputs: weight, nearest codes, the method's codes, encoding, moments."""
+    s = Sketch(64, width, seed=seed)
+    s.done(s.dense(s.x, 3))
+    op, weight = s.graph.ops[0], weights_of(s.graph.ops[0])
+    moments = SecondMoments(Geometry.of(op))  # type: ignore[arg-type]
+    moments.update(correlated(np.random.default_rng(seed), 400, width))
+    near, encoding = quantize_weights(weight, bits, axis=axis, method="mse")
+    return weight, near, round_weights(op, weight, encoding, moments, method=method), encoding, moments
+
+
+def brute_force(weight: np.ndarray, encoding, moments: SecondMoments) -> np.ndarray:
+    """The least error of each channel over all ways to round every weight up or down (AdaRound's problem)."""
+    steps = np.asarray(encoding.scales, np.float64)[:, None] * np.ones_like(weight)
+    down = np.clip(np.floor(weight / steps), -8, 7)
+    choices = np.array(list(itertools.product((0, 1), repeat=weight.shape[1])))
+    tried = np.clip(down[:, None] + choices, -8, 7) * steps[:, None]
+    error = weight[:, None] - tried  # [out, choices, in]
+    return np.einsum("oci,ij,ocj->oc", error, moments.matrices(centred=False)[0][0], error).min(axis=1)
+
+
+def test_adaround_against_all_roundings_there_are() -> None:
+    """Channels of ten weights, 1,024 ways each: half of them get the best there is, most nearly so."""
+    near, found = [], []
+    for seed in range(12):
+        weight, nearest, rounded, encoding, moments = rounded_by("adaround", 4, 10, seed=seed)
+        best = brute_force(weight, encoding, moments)
+        near.append(output_error(weight, reals(nearest, encoding), moments) / best)
+        found.append(output_error(weight, reals(rounded, encoding), moments) / best)
+    near_ratio, ratio = np.concatenate(near), np.concatenate(found)
+    # Nearest is one of the 1,024 (reals are float32); adaround also takes codes that are not next to a weight.
+    assert (near_ratio >= 1 - 1e-4).all()
+    assert np.mean(near_ratio < 1.01) < 0.2
+    # A descent ends where no single change helps; inputs as correlated as these have many such places.
+    assert np.mean(ratio < 1.01) >= 0.5
+    assert np.mean(ratio < 2) >= 0.8
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("centred", [False, True])
+def test_adaround_is_never_worse_than_nearest_and_gptq(kind: str, centred: bool) -> None:
+    s = layer(kind)
+    op, weight = s.graph.ops[0], weights_of(s.graph.ops[0])
+    moments = SecondMoments(Geometry.of(op))  # type: ignore[arg-type]
+    for sample in s.samples(6):
+        moments.update(np.maximum(sample["x"], 0))
+    for axis in (weight_axis(op), None):
+        near, encoding = quantize_weights(weight, 4, axis=axis, method="mse")
+        codes_of = {m: round_weights(op, weight, encoding, moments, centred=centred, method=m) for m in ROUNDINGS}
+        errors = {m: output_error(weight, reals(c, encoding), moments, centred=centred) for m, c in codes_of.items()}
+        before = output_error(weight, reals(near, encoding), moments, centred=centred)
+        # Sums of float64 products in another order, of float32 reals.
+        slack = 1e-5 * before + 1e-12
+        assert (errors["adaround"] <= errors["gptq"] + slack).all()
+        assert (errors["gptq"] <= before + slack).all()
+
+
+def test_no_single_code_makes_adaround_better() -> None:
+    """A local optimum by definition: every weight's neighbours are tried one at a time."""
+    weight, _, found, encoding, moments = rounded_by("adaround", 4, 40, seed=1)
+    least = output_error(weight, reals(found, encoding), moments)
+    for k, step in itertools.product(range(40), (-1, 1)):
+        other = found.copy()
+        other[:, k] = np.clip(other[:, k] + step, -8, 7)
+        assert (output_error(weight, reals(other, encoding), moments) >= least * (1 - 1e-6)).all()
+
+
 def test_many_inputs_are_cut_into_parts() -> None:
     s = Sketch(64, 40)
     s.done(s.dense(s.x, 8))
@@ -225,5 +295,8 @@ def test_what_cannot_be_is_said() -> None:
         round_weights(op, weight, encoding, moments)
     other = Op("other", op.type, [op.inputs[0], Tensor("w", DType.FLOAT_32, (6, 4), TensorKind.STATIC)], op.outputs)
     moments.update(s.samples(1)[0]["x"])
+    with pytest.raises(UsageError, match="no rounding 'adarond'") as caught:
+        round_weights(op, weight, encoding, moments, method="adarond")
+    assert "adaround" in str(caught.value)
     with pytest.raises(InputError, match="another form"):
         round_weights(other, weight[:, :4], encoding, moments)

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -20,6 +21,7 @@ from npukit.quantization.observers import Observer, observed_range
 from npukit.quantization.ranges import Range
 from npukit.quantization.roles import Groups, by_input_channel
 from npukit.quantization.rounding import round_and_fit, round_weights
+from npukit.quantization.weight_scales import fit_scales
 from npukit.quantization.weights import blockwise, quantize_weights, weight_dtype
 from npukit.raising.encodings import dequantized
 
@@ -28,6 +30,9 @@ from npukit.raising.encodings import dequantized
 # from 24 to 29, BERT from 37 to 42; outputs of digits at 8 bits have 30 dB by least squared error, 37 by their range.
 _MARGIN_16, _MARGIN_OUTPUT = 1.5, 1.1
 _HUGE = 1e20
+OUTPUT_MSE = "output-mse"
+"""A method of weights: scales by the error of the output of their layer."""
+
 # Channels of tiny weights keep their bits; the product with an activation's scale is still a normal float32.
 _LEAST_SCALE = 1e-12
 
@@ -39,7 +44,9 @@ class Scheme:
     Attributes:
         activation_method: of `RANGE_METHODS`, for activations of 8 bits; those of 16 bits have range to spare and keep
             their smallest and largest values, but where a percentile was asked for.
-        weight_method: of `RANGE_METHODS`.
+        weight_method: of `RANGE_METHODS`, or "output-mse": "mse", and then by the error of the layer's output where its
+            inputs' second moments were observed (`npukit.quantization.weight_scales`).
+        rounding: "nearest", or of `ROUNDINGS` where second moments were observed.
         percentile: for the method "percentile", 90 to 100.
         symmetric_activations: zero in the middle of every activation's codes.
         importance: the error of a weight counts as much as the mean square of what it multiplies. Off by default: on
@@ -51,6 +58,7 @@ class Scheme:
 
     activation_method: str = "mse"
     weight_method: str = "mse"
+    rounding: str = "gptq"
     percentile: float = 99.99
     symmetric_activations: bool = False
     importance: bool = False
@@ -181,11 +189,12 @@ class Calibrated:
         key = (id(source), axis, bits, block)
         if key in self._weights:
             return self._weights[key]
+        method = "mse" if self.scheme.weight_method == OUTPUT_MSE else self.scheme.weight_method
         if block:
             along = block_axis(op, block)
             assert axis is not None
             assert along is not None
-            least = self.scheme.weight_method in ("mse", "sqnr", "enhanced")
+            least = method in ("mse", "sqnr", "enhanced")
             self._weights[key] = blockwise(
                 source.data,
                 axis,
@@ -201,7 +210,7 @@ class Calibrated:
                 source.data,
                 bits,
                 axis=axis,
-                method=self.scheme.weight_method,
+                method=method,
                 importance=self._importance(op) if self.scheme.importance else None,
                 percentile=self.scheme.percentile,
                 steps=self.scheme.steps,
@@ -212,16 +221,21 @@ class Calibrated:
         return self._weights[key]
 
     def _rounded(self, op: Op, bits: int, codes: Array, encoding: Encoding) -> tuple[Array, Encoding]:
-        """The codes that give the least error of the output, where that was asked for and its inputs were observed."""
+        """Scales and codes for the least error of the output, as asked for and where the op's inputs were observed."""
         moments = None if self._seen.moments is None else self._seen.moments.by_op.get(op.name)
         source = op.inputs[1]
         if moments is None or not moments.rows or source is None or source.data is None or bits > 8:
             return codes, encoding
         centred = self.scheme.bias_correction and len(op.inputs) > 2 and op.inputs[2] is not None
-        values, dtype, steps = np.asarray(source.data), weight_dtype(bits), self.scheme.steps
+        values, steps, rounding = np.asarray(source.data), self.scheme.steps, self.scheme.rounding
+        how: dict[str, Any] = {"centred": centred, "dtype": weight_dtype(bits)}
+        if self.scheme.weight_method == OUTPUT_MSE:
+            codes, encoding = fit_scales(op, values, encoding, moments, limits=steps, **how)
+        if rounding == "nearest":
+            return codes, encoding
         if bits == 4 and encoding.block_scales is None and steps is None:
-            return round_and_fit(op, values, encoding, moments, centred=centred, dtype=dtype)
-        return round_weights(op, values, encoding, moments, centred=centred, dtype=dtype, limits=steps), encoding
+            return round_and_fit(op, values, encoding, moments, method=rounding, **how)
+        return round_weights(op, values, encoding, moments, method=rounding, limits=steps, **how), encoding
 
     def _importance(self, op: Op) -> Array | None:
         """Mean square of the input that each weight multiplies, broadcastable onto the weight."""

@@ -8,13 +8,13 @@ made up of the errors before it. With H = R R^T, R upper triangular with diagona
 input k is rounded after (w - q)_j U_jk of all j < k was added to it (arXiv 2307.13304, section 3): no inverse, all
 output channels at once.
 
-AdaRound minimizes the same error (its equation 13, a quadratic binary problem for each output channel) by gradient
-descent on a soft rounding between the two codes next to each weight. "adaround" here differs in how and where: it is
-coordinate descent over all codes, from the better of nearest and GPTQ: each weight in turn gets the code that is best
-with all others as they are, until none moves. So no channel is worse than with either; the paper's relaxation with
-10,000 steps ended above GPTQ on the networks tried, in a hundred times as long (docs/results/quantization-techniques.md).
-H is of the float network's inputs, and no activation function stands behind the layer: the paper's asymmetric
-reconstruction (its equation 25) is not done.
+AdaRound minimizes the same error, for each output channel a quadratic problem in binary unknowns (up or down), by
+gradient descent on a soft rounding that a regularizer drives to either. "adaround" here has that objective, and differs
+in how and among what: coordinate descent over all codes, from the better of nearest and GPTQ: each weight in turn gets
+the code that is best with all others as they are, until none moves. So no channel is worse than with either. The
+paper's relaxation, 10,000 steps of it, stayed behind GPTQ in more than a hundred times as long
+(docs/results/quantization-techniques.md). H is of the float network's inputs, and no activation function counts: the
+paper's asymmetric reconstruction, with inputs of the quantized network, is not done.
 
 A bias that is corrected takes up the mean error; H is then the covariance of x.
 """

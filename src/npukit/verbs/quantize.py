@@ -78,7 +78,7 @@ class QuantizeOptions:
         None, "That of its biases, where the target takes another.", choices=("16", "32"), parse=int
     )
     activation_method: str = opt("mse", "How ranges of activations are chosen.", choices=METHODS)
-    weight_method: str = opt("mse", "How ranges of weights are chosen.", choices=METHODS)
+    weight_method: str = opt("mse", "How ranges of weights are chosen.", choices=(*METHODS, "output-mse"))
     percentile: float = opt(99.99, "Of --activation-method percentile, 90 to 100.")
     symmetric_activations: bool = opt(False, "Zero in the middle of every activation's codes.")
     per_channel: bool = opt(True, "One scale an output channel of convolutions.", "--per-channel/--per-tensor")
@@ -93,7 +93,9 @@ class QuantizeOptions:
     equalize: bool = opt(
         False, "Even out weights between layers, and absorb high biases (CLE).", "--equalize/--no-equalize"
     )
-    rounding: str = opt("auto", "How weights are rounded [auto: gptq at 4 bits].", choices=("auto", "nearest", "gptq"))
+    rounding: str = opt(
+        "auto", "How weights are rounded [auto: gptq at 4 bits].", choices=("auto", "nearest", "gptq", "adaround")
+    )  # fmt: skip
     bias_correction: bool = opt(
         True, "Biases make up for the mean error of weights.", "--bias-correction/--no-bias-correction"
     )

@@ -29,7 +29,7 @@ from npukit.frontends.onnx.strip_quantization import SourceEncoding
 from npukit.qnn.graph import Array, Graph, Held, Model
 from npukit.quantization import encodings_file
 from npukit.quantization.assign import FLOAT, Assigned, Legal, Plan, assign
-from npukit.quantization.calibrated import Calibrated, Scheme
+from npukit.quantization.calibrated import OUTPUT_MSE, Calibrated, Scheme
 from npukit.quantization.calibration import Calibration, ChannelPass
 from npukit.quantization.encodings_tools import entries_of
 from npukit.quantization.entry import EncodingsError, Entry
@@ -175,11 +175,11 @@ def next_step(options: QuantizeOptions) -> bool:
     log.report("preparing the calibration", 0.08)
     weighted = [op.inputs[0] for op in state.graph.ops if weight_axis(op) is not None]
     channels = {id(tensor): tensor for tensor in weighted if tensor is not None and tensor.dtype.is_float}
-    rounded = options.rounding == "gptq" or (options.rounding == "auto" and int(options.weights) == 4)
+    by_output = _rounding(options) != "nearest" or options.weight_method == OUTPUT_MSE
     state.calibration = Calibration(
         state.graph,
         channels=list(channels.values()),
-        moments=Moments(state.graph) if rounded else None,
+        moments=Moments(state.graph) if by_output else None,
         threads=options.threads,
     )
     return False
@@ -341,10 +341,15 @@ def _key(data: str) -> str:
     return hashlib.sha256(f"{state.digest()}:{options}:{data}".encode()).hexdigest()
 
 
+def _rounding(options: QuantizeOptions) -> str:
+    return ("gptq" if int(options.weights) == 4 else "nearest") if options.rounding == "auto" else options.rounding
+
+
 def _scheme(options: QuantizeOptions) -> Scheme:
     return Scheme(
         activation_method=options.activation_method,
         weight_method=options.weight_method,
+        rounding=_rounding(options),
         percentile=options.percentile,
         symmetric_activations=options.symmetric_activations,
         importance=options.importance,
