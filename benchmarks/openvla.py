@@ -8,7 +8,6 @@ What is already in the folder is kept: a checkpoint of another run, and a policy
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import json
 import os
 import shutil
@@ -38,7 +37,8 @@ def main(arguments: list[str] | None = None) -> int:
     checkpoint, policy = options.folder / "checkpoint", options.folder / "policy"
     if not (checkpoint / "tokenizer.json").exists():
         make_checkpoint(checkpoint, tiny=options.tiny)
-    found: dict[str, Any] = {"machine": _machine(), "checkpoint": _size(checkpoint)}
+    machine = pages.machine("npukit", "torch", "numpy", "onnx", "onnxruntime")
+    found: dict[str, Any] = {"machine": machine, "checkpoint": _size(checkpoint)}
     if not (policy / "policy.json").exists():
         _export(checkpoint, policy)
     found["policy"] = _size(policy)
@@ -104,15 +104,6 @@ def _checked(path: Path) -> dict[str, Any]:
 
 def _size(folder: Path) -> dict[str, int]:
     return {path.name: path.stat().st_size for path in sorted(folder.iterdir()) if path.is_file()}
-
-
-def _machine() -> dict[str, Any]:
-    names = ("npukit", "torch", "numpy", "onnx", "onnxruntime")
-    return {
-        **pages.machine(),
-        "versions": {name: importlib.metadata.version(name) for name in names},
-        "load_before": os.getloadavg()[0],
-    }
 
 
 # ---------------------------------------------------------------- the page

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import datetime
+import importlib.metadata
 import os
 import platform
 from collections.abc import Iterable
@@ -17,8 +18,8 @@ def table(head: tuple[str, ...], rows: Iterable[tuple[Any, ...]]) -> list[str]:
     return [f"| {' | '.join(map(str, row))} |" for row in (head, ("---",) * len(head), *rows)]
 
 
-def machine() -> dict[str, Any]:
-    """Date, processor, system, Python and npukit."""
+def machine(*packages: str) -> dict[str, Any]:
+    """Date, processor, system, Python and npukit, the load, and the versions of `packages`."""
     import npukit
 
     cpu = ""
@@ -32,4 +33,6 @@ def machine() -> dict[str, Any]:
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
         "python": platform.python_version(),
         "npukit": npukit.__version__,
+        "versions": {name: importlib.metadata.version(name) for name in packages},
+        "load_before": os.getloadavg()[0],
     }

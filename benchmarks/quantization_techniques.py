@@ -25,15 +25,16 @@ from npukit.frontends.onnx import LoadOptions, load
 from npukit.lowering import LowerOptions, lower
 from npukit.qnn.graph import Array, Encoding, Graph, Op
 from npukit.quantization.assign import Legal, Plan, assign
-from npukit.quantization.calibrated import Calibrated, Scheme
+from npukit.quantization.calibrated import OUTPUT_MSE, Calibrated, Scheme
 from npukit.quantization.calibration import Calibration
 from npukit.quantization.equalize import absorb_bias, absorbing, copied, equalize
-from npukit.quantization.ranges import dtype_of, reals
+from npukit.quantization.ranges import reals
 from npukit.quantization.roles import Groups, weight_axis
 from npukit.quantization.rounding import Moments, output_error, round_and_fit, round_weights
 from npukit.quantization.simulation import Simulation, native_feeds, real_outputs
 from npukit.quantization.smooth import smooth, smoothing
 from npukit.quantization.spans import spans
+from npukit.quantization.weight_scales import fit_scales
 from npukit.quantization.weights import quantize_weights
 from npukit.targets import resolve
 from npukit.verbs.convert import validator
@@ -52,24 +53,31 @@ class Recipe:
     scheme: Scheme
     equalized: bool = False
     smoothed: bool = False
-    rounded: bool = False
-    fitted: bool = False
+
+    @property
+    def by_output(self) -> bool:
+        """Whether weights are chosen by second moments of their inputs."""
+        return self.scheme.rounding != "nearest" or self.scheme.weight_method == OUTPUT_MSE
 
 
-_PLAIN = Scheme("min-max", "min-max", importance=False, bias_correction=False)
+_PLAIN = Scheme("min-max", "min-max", rounding="nearest", importance=False, bias_correction=False)
 _MSE = replace(_PLAIN, activation_method="mse", weight_method="mse")
-_BIAS = Scheme()
+_DEFAULT = Scheme(rounding="nearest")
+_OUTPUT = replace(_DEFAULT, weight_method=OUTPUT_MSE)
 RECIPES = (
     Recipe("min-max", _PLAIN),
     Recipe("mse", _MSE),
     Recipe("mse, importance", replace(_MSE, importance=True)),
-    Recipe("mse, bias", replace(_MSE, bias_correction=True)),
-    Recipe("default: mse, importance, bias", _BIAS),
-    Recipe("default, equalized", _BIAS, equalized=True),
-    Recipe("default, smoothed", _BIAS, smoothed=True),
-    Recipe("default, equalized, smoothed", _BIAS, equalized=True, smoothed=True),
-    Recipe("default, smoothed, rounded", _BIAS, smoothed=True, rounded=True),
-    Recipe("default, smoothed, rounded, fitted", _BIAS, smoothed=True, rounded=True, fitted=True),
+    Recipe("mse, importance, bias", replace(_MSE, importance=True, bias_correction=True)),
+    Recipe("default: mse, bias", _DEFAULT),
+    Recipe("default, equalized", _DEFAULT, equalized=True),
+    Recipe("default, smoothed", _DEFAULT, smoothed=True),
+    Recipe("default, equalized, smoothed", _DEFAULT, equalized=True, smoothed=True),
+    Recipe("default, smoothed, output-mse", _OUTPUT, smoothed=True),
+    Recipe("default, smoothed, gptq", replace(_DEFAULT, rounding="gptq"), smoothed=True),
+    Recipe("default, smoothed, adaround", replace(_DEFAULT, rounding="adaround"), smoothed=True),
+    Recipe("default, smoothed, output-mse, gptq", replace(_OUTPUT, rounding="gptq"), smoothed=True),
+    Recipe("default, smoothed, output-mse, adaround", replace(_OUTPUT, rounding="adaround"), smoothed=True),
 )
 
 
@@ -82,29 +90,6 @@ class Case:
     legal: Legal
     calibration: Sequence[Sample]
     held_out: Sequence[Sample]
-
-
-class Rounded(Calibrated):
-    """Encodings with weights rounded by second moments."""
-
-    moments: Moments | None = None
-    fitted = False
-
-    def weight(self, op: Op, *how: Any) -> tuple[Array, Encoding]:
-        """Codes and encoding of the weight of `op`."""
-        found, encoding = super().weight(op, *how)
-        moments = None if self.moments is None else self.moments.by_op.get(op.name)
-        if moments is None:
-            return found, encoding
-        source = op.inputs[1]
-        assert source is not None
-        assert source.data is not None
-        values = np.asarray(source.data)
-        centred = self.scheme.bias_correction and len(op.inputs) > 2 and op.inputs[2] is not None
-        dtype = dtype_of(found.dtype)
-        if self.fitted:
-            return round_and_fit(op, values, encoding, moments, centred=centred, dtype=dtype)
-        return round_weights(op, values, encoding, moments, centred=centred, dtype=dtype), encoding
 
 
 # ---------------------------------------------------------------- networks
@@ -209,11 +194,8 @@ def _calibrated(case: Case, recipe: Recipe, weights: int, activations: int) -> t
         seen = _calibration(graph, case.calibration[:16], [t.name for t in smoothing(graph)])
         smooth(graph, seen.channels, weights=weights, activations=activations)
     names = [op.inputs[0].name for op in graph.ops if weight_axis(op) is not None and op.inputs[0] is not None]
-    encodings = Rounded(_calibration(graph, case.calibration, names), Groups(graph), recipe.scheme)
-    if recipe.rounded:
-        encodings.moments = _moments(graph, case.calibration)
-        encodings.fitted = recipe.fitted
-    return graph, encodings
+    seen = _calibration(graph, case.calibration, names, Moments(graph) if recipe.by_output else None)
+    return graph, Calibrated(seen, Groups(graph), recipe.scheme)
 
 
 def _moments(graph: Graph, data: Sequence[Sample]) -> Moments:
@@ -229,34 +211,47 @@ def _moments(graph: Graph, data: Sequence[Sample]) -> Moments:
 def layer_gains(case: Case) -> list[float]:
     """How much less the error of a layer's output is than with nearest rounding: dB, mean over all layers.
 
-    On held-out samples, the bias corrected; 4 bits rounded, 4 bits rounded and fitted, 8 bits rounded, and fitted.
+    On held-out samples, the bias corrected; for each of WAYS at 4 bits, then at 8.
     """
     seen, unseen = (_moments(case.graph, data) for data in (case.calibration, case.held_out))
-    found: list[list[float]] = [[], [], [], []]
+    found: list[list[float]] = []
     for op in case.graph.ops:
         if op.name not in seen.by_op:
             continue
         weight = np.asarray(op.inputs[1].data)  # type: ignore[union-attr]
-        for place, bits in ((0, 4), (2, 8)):
+        found.append([])
+        for bits in (4, 8):
             near, encoding = quantize_weights(weight, bits, axis=weight_axis(op), method="mse")
-            moments = seen.by_op[op.name]
-            results = (
-                (near, encoding),
-                (round_weights(op, weight, encoding, moments, centred=True), encoding),
-                round_and_fit(op, weight, encoding, moments, centred=True),
-            )
+            results = [way(op, weight, encoding, seen.by_op[op.name], centred=True) for way in WAYS.values()]
             before, *after = (
                 float(output_error(weight, reals(*result), unseen.by_op[op.name], centred=True).sum())
-                for result in results
+                for result in ((near, encoding), *results)
             )
-            for offset, error in enumerate(after):
-                found[place + offset].append(10 * np.log10(before / error))
-    return [float(np.mean(gains)) for gains in found]
+            found[-1] += [10 * np.log10(before / error) for error in after]
+    return [float(gain) for gain in np.mean(found, axis=0)]
 
 
-def _calibration(graph: Graph, data: Sequence[Sample], names: Sequence[str]) -> Calibration:
+def _rounding(method: str) -> Callable[..., tuple[Array, Encoding]]:
+    def way(op: Op, weight: Array, encoding: Encoding, *how: Any, **more: Any) -> tuple[Array, Encoding]:
+        return round_weights(op, weight, encoding, *how, method=method, **more), encoding
+
+    return way
+
+
+WAYS: dict[str, Callable[..., tuple[Array, Encoding]]] = {
+    "output-mse": fit_scales,
+    "gptq": _rounding("gptq"),
+    "gptq, fitted": round_and_fit,
+    "adaround": _rounding("adaround"),
+}
+
+
+def _calibration(
+    graph: Graph, data: Sequence[Sample], names: Sequence[str], moments: Moments | None = None
+) -> Calibration:
     wanted = set(names)
-    seen = Calibration(graph, channels=[t for t in graph.tensors() if t.name in wanted and t.dtype.is_float])
+    channels = [t for t in graph.tensors() if t.name in wanted and t.dtype.is_float]
+    seen = Calibration(graph, channels=channels, moments=moments)
     for sample in data:
         seen.update(sample)
     return seen
@@ -290,15 +285,20 @@ large, and the weights that read them as much smaller.
 - **equalized**: channels between layers are scaled to even ranges of weights, high biases absorbed (same paper, 4.1)
 - **smoothed**: channels of activations are evened out at the weights' expense, where an estimate says that it helps
   (arXiv 2211.10438); between convolutions as well
-- **rounded**: weights are rounded so that the error of the output is least (GPTQ, arXiv 2210.17323)
-- **fitted**: a few scales are tried around the one of each channel, and the one kept that rounds best
+- **output-mse**: scales of weights by the error of the layer's output instead of that of the weights, on its inputs in
+  the float network (AIMET's SeqMSE takes those that the quantized layers before it give:
+  [quantization-rounding.md](quantization-rounding.md))
+- **gptq**: weights are rounded so that the error of the output is least, one input after the other (arXiv 2210.17323)
+- **adaround**: the same error (arXiv 2004.10568) by coordinate descent from there
+
+With 4 bits gptq and adaround also try a few scales around the one of each channel, and keep the one that rounds best.
 
 {table}
 
 ## Layer by layer
 
-How much less the error of a layer's output on held-out samples is with **rounded** weights than with nearest rounding
-(scales of least squared error, bias corrected): dB, mean over the layers.
+How much less the error of a layer's output on held-out samples is than with nearest rounding and scales of least
+squared error (bias corrected): dB, mean over the layers. *Fitted*: with the few scales that are tried at 4 bits.
 
 {layers}
 
@@ -320,7 +320,8 @@ def main(arguments: list[str] | None = None) -> int:
     start = time.monotonic()
     heads = [f"W{weights}A{activations}" for weights, activations in WIDTHS]
     lines = [["network", "technique", *heads], ["---", "---", *("---:" for _ in heads)]]
-    layers = [["network", "4 bits", "4 bits, fitted", "8 bits", "8 bits, fitted"], ["---", *["---:"] * 4]]
+    ways = [f"{bits} bits, {way}" for bits in (4, 8) for way in WAYS]
+    layers = [["network", *ways], ["---", *("---:" for _ in ways)]]
     with tempfile.TemporaryDirectory() as temporary, contextlib.ExitStack() as stack:
         for name in options.networks:
             case = CASES[name](options.folder or Path(temporary), stack)

@@ -62,7 +62,7 @@ def main(arguments: list[str] | None = None) -> int:
     elif not (checkpoint / "tokenizer.json").exists():
         make_checkpoint(checkpoint, tiny=options.tiny)
     np.savez(options.folder / "sample.npz", **_sample(checkpoint))
-    found: dict[str, Any] = {"machine": _machine()}
+    found: dict[str, Any] = {"machine": pages.machine("npukit", "torch", "numpy", "onnxruntime", "onnxruntime-qnn")}
     found["export"] = {name: _export(checkpoint, options.folder, name) for name in options.packages}
     found["sides"] = _compare(options.folder, options.sides, options.rounds)
     found["machine"]["load_after"] = os.getloadavg()[0]
@@ -252,17 +252,6 @@ def _npukit(name: str, folder: Path) -> Any:
 
 
 # ---------------------------------------------------------------- the page
-
-
-def _machine() -> dict[str, Any]:
-    import importlib.metadata
-
-    names = ("npukit", "torch", "numpy", "onnxruntime", "onnxruntime-qnn")
-    return {
-        **pages.machine(),
-        "versions": {name: importlib.metadata.version(name) for name in names},
-        "load_before": os.getloadavg()[0],
-    }
 
 
 def markdown(found: dict[str, Any]) -> str:

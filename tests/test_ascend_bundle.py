@@ -22,8 +22,9 @@ from onnx import helper, numpy_helper
 
 import npukit
 from npukit.artifacts.context import read_sidecar
-from npukit.ascend import atc_options, bundle, cann, preparation
+from npukit.ascend import atc_options, bundle, cann
 from npukit.errors import ArtifactError, NpukitError, UsageError
+from npukit.frontends.onnx import write_model
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="atc runs on Linux only")
 TARGET = "ascend310p3"
@@ -137,7 +138,7 @@ def test_everything_that_atc_reads_goes_along(root: Path, monkeypatch: pytest.Mo
 
 
 def test_weights_in_a_file_of_their_own(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(preparation, "_EMBED_LIMIT", 10)
+    monkeypatch.setattr(write_model, "_EMBED_LIMIT", 10)
     written(Path("b"))
     data = [path for path in bundle.files(Path("b/net")) if path.suffix != ".onnx"]
     assert len(data) == 1

@@ -18,7 +18,8 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from npukit.ascend import check, prepare, write
+from npukit.ascend import check, prepare
+from npukit.frontends.onnx.write_model import write_model
 from tests.frontend_tools import Arrays
 
 torch = pytest.importorskip("torch", reason="needs torch (npukit[torch])")
@@ -157,7 +158,7 @@ def test_prepare_leaves_nothing_to_find(
     model, applied = prepare(graph.path, precision=precision)
     assert applied
     path = tmp_path / "prepared.onnx"
-    write(model, path)
+    write_model(model, path)
     assert [f"{p.where}: {p.what}" for p in check(path, precision=precision) if p.level != "note"] == []
     assert model.opset_imports[""] == 14
     for want, have in zip(run(graph.path, graph.feeds), run(path, graph.feeds), strict=True):

@@ -14,9 +14,10 @@ import pytest
 from onnx import helper
 
 import npukit
-from npukit.ascend import check, prepare, write
+from npukit.ascend import check, prepare
 from npukit.errors import ModelError, UsageError
 from npukit.frontends.onnx import LoadOptions
+from npukit.frontends.onnx.write_model import write_model
 from tests.frontend_tools import Arrays, feeds_for, parse, run_ort, run_reference
 
 F32, F16 = np.float32, np.float16
@@ -269,7 +270,7 @@ def test_a_norm_of_large_values_survives_the_chip(tmp_path: Path) -> None:
     text, opset = SPELLINGS["division"]
     model = parse(text, opset, {k: v for k, v in CONSTANTS.items() if k in ("two", "e", "w")})
     onnx.save(model, tmp_path / "source.onnx")
-    write(prepare(model).model, tmp_path / "prepared.onnx")
+    write_model(prepare(model).model, tmp_path / "prepared.onnx")
     feeds = {"x": feeds_for(model)["x"] * F32(3000)}
     (want,) = run_ort(model, feeds)
     errors, saturated = [], []
@@ -410,12 +411,12 @@ def test_open_shapes_stay_open_or_are_given() -> None:
 
 
 def test_large_weights_go_beside_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("npukit.ascend.preparation._EMBED_LIMIT", 1000)
+    monkeypatch.setattr("npukit.frontends.onnx.write_model._EMBED_LIMIT", 1000)
     weight = np.random.default_rng(0).standard_normal((30, 20)).astype(F32)
     model = parse("g (float[2,30] x) => (float[2,20] y) { y = MatMul(x, w) }", 14, {"w": weight})
     made, _ = prepare(model)
     output = tmp_path / "out.onnx"
-    size = write(made, output)
+    size = write_model(made, output)
     assert size == output.stat().st_size + (tmp_path / "out.onnx.data").stat().st_size
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out.onnx", "out.onnx.data"]
     loaded = onnx.load(output)

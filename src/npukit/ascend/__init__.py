@@ -11,7 +11,7 @@ from npukit.ascend.limits import DEFAULT_CANN, PRECISIONS, cann_version
 
 if TYPE_CHECKING:
     from npukit.ascend.checker import Problem, check
-    from npukit.ascend.preparation import Applied, Prepared, prepare, write
+    from npukit.ascend.preparation import Applied, Prepared, prepare
 
 __all__ = [
     "DEFAULT_CANN",
@@ -22,13 +22,12 @@ __all__ = [
     "cann_version",
     "check",
     "prepare",
-    "write",
 ]
 
 # Loaded when asked for: they import onnx.
 _LAZY = {
     **dict.fromkeys(("Problem", "check"), "checker"),
-    **dict.fromkeys(("Applied", "Prepared", "prepare", "write"), "preparation"),
+    **dict.fromkeys(("Applied", "Prepared", "prepare"), "preparation"),
 }
 
 

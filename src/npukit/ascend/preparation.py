@@ -8,13 +8,11 @@ import logging
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 
 import onnx
 import onnx_ir as ir
 
-from npukit import files
 from npukit.ascend.limits import DEFAULT_CANN, PRECISIONS, cann_version, check_precision, op_rows
 from npukit.ascend.passes import dtypes, indexing, integers, norms, opset, products
 from npukit.ascend.passes.setting import Setting
@@ -31,8 +29,6 @@ from npukit.frontends.onnx.specialize import specialize
 from npukit.targets import target as row_of
 
 log = logging.getLogger(__name__)
-
-_EMBED_LIMIT = 1_500_000_000  # one protobuf holds 2 GiB; above this the weights go to a file beside it
 
 
 def _fold(model: ir.Model, setting: Setting) -> int:
@@ -192,28 +188,3 @@ def _merged(applied: list[Applied]) -> tuple[Applied, ...]:
         counts[entry.name] = counts.get(entry.name, 0) + entry.count
     whats = {entry.name: entry.what for entry in applied}
     return tuple(Applied(name, count, whats[name]) for name, count in counts.items())
-
-
-def write(model: ir.Model, output: Path) -> int:
-    """Write a model atomically; with large weights first OUTPUT.data beside it, then the model that refers to it.
-
-    Returns:
-        bytes written.
-    """
-    weights = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
-    data_size = 0
-    if weights > _EMBED_LIMIT:
-        data = output.with_name(f"{output.name}.data")
-        with files.atomic_write(data) as temp:
-            model = ir.external_data.unload_from_model(model.clone(), temp.parent, temp.name)
-            data_size = temp.stat().st_size
-            proto = ir.to_proto(model)
-        for tensor in proto.graph.initializer:
-            for entry in tensor.external_data:
-                if entry.key == "location":
-                    entry.value = data.name
-    else:
-        proto = ir.to_proto(model)
-    content = proto.SerializeToString(deterministic=True)
-    files.atomic_write_bytes(output, content)
-    return len(content) + data_size

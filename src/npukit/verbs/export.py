@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from npukit import files, log
+from npukit import log
 from npukit.analysis import text
 from npukit.ascend.limits import DEFAULT_CANN, PRECISIONS
 from npukit.errors import UsageError
@@ -23,8 +23,6 @@ from npukit.verbs.options import arg, like, opt, verb
 if TYPE_CHECKING:
     from npukit.analysis.verify import Verification
     from npukit.qnn.graph import Model
-
-_EMBED_LIMIT = 1_500_000_000  # one protobuf holds 2 GiB; above this the weights go to a file beside it
 
 
 @dataclass(frozen=True)
@@ -139,6 +137,7 @@ def export(options: ExportOptions) -> ExportResult:
 
 
 def _export(options: ExportOptions) -> ExportResult:
+    from npukit.frontends.onnx.write_model import write_model
     from npukit.raising import raise_graph, unraised
     from npukit.runtime.qnn import pick_graph
 
@@ -152,7 +151,7 @@ def _export(options: ExportOptions) -> ExportResult:
     for op in unraised(graph):
         kept[op.type] = kept.get(op.type, 0) + 1
     log.report("writing", 0.6)
-    size = _write(raised, output, graph.static_bytes())
+    size = write_model(raised, output)
     nodes = sum(1 for _ in raised.graph)
     opset = raised.opset_imports.get("", 0)
     return ExportResult(output, size, graph.name, len(graph.ops), nodes, opset, kept)
@@ -170,25 +169,3 @@ def _read(path: Path) -> Model:
         what = "it is ONNX already" if kind == "onnx" else "a context binary holds compiled code, not a graph"
         raise UsageError(what, where=str(path), hint="export takes a DLC or a model library, ONNX only with --target")
     return dlc.read(path)[0]
-
-
-def _write(model: Any, output: Path, weight_bytes: int) -> int:
-    """Write the model atomically; with large weights first OUT.data, then the model that refers to it."""
-    import onnx_ir as ir
-
-    data_size = 0
-    if weight_bytes > _EMBED_LIMIT:
-        data = output.with_name(f"{output.name}.data")
-        with files.atomic_write(data) as temp:
-            model = ir.external_data.unload_from_model(model, temp.parent, temp.name)
-            data_size = temp.stat().st_size
-        proto = ir.to_proto(model)
-        for tensor in proto.graph.initializer:
-            for entry in tensor.external_data:
-                if entry.key == "location":
-                    entry.value = data.name
-    else:
-        proto = ir.to_proto(model)
-    content = proto.SerializeToString(deterministic=True)
-    files.atomic_write_bytes(output, content)
-    return len(content) + data_size

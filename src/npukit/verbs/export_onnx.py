@@ -75,8 +75,9 @@ def export_onnx(options: ExportOptions, call: Callable[..., Any]) -> Written:
 
 
 def _prepare(options: ExportOptions, path: Path) -> Written:
-    from npukit.ascend import prepare, write
+    from npukit.ascend import prepare
     from npukit.frontends.onnx import LoadOptions
+    from npukit.frontends.onnx.write_model import write_model
 
     log.report(f"reading {options.model.name}", 0.0)
     load = LoadOptions(options.input_shapes, options.symbols, options.batch)
@@ -84,7 +85,7 @@ def _prepare(options: ExportOptions, path: Path) -> Written:
         options.model, options.target or "", options.cann, precision=options.precision_mode, options=load
     )
     log.report("writing", 0.5)
-    size = write(model, path)
+    size = write_model(model, path)
     skipped = "" if options.verify else "asked for with --no-verify"
     if size > _LIMIT_BYTES:
         skipped = skipped or f"{text.size(size)} are above {text.size(_LIMIT_BYTES)}"

@@ -75,10 +75,11 @@ def stage(options: CompileOptions, chip: Target, folder: Path, output: Path, ver
     Raises:
         UsageError, ModelError, GraphError: see `npukit.verbs.compile_om.compile_om`.
     """
-    from npukit.ascend import DEFAULT_CANN, cann_version, prepare, write
+    from npukit.ascend import DEFAULT_CANN, cann_version, prepare
     from npukit.ascend.atc import Job
     from npukit.frontends.onnx import LoadOptions
     from npukit.frontends.onnx.read_model import read_model
+    from npukit.frontends.onnx.write_model import write_model
 
     notes = []
     try:
@@ -120,7 +121,7 @@ def stage(options: CompileOptions, chip: Target, folder: Path, output: Path, ver
         (home / file).write_text(content, "utf-8", newline="\n")
     copied = _copy_files(given, home)
     log.report("writing the model", 0.4)
-    write(model, home / f"{name}.onnx")
+    write_model(model, home / f"{name}.onnx")
     if options.lint:
         log.report("checking it for atc", 0.6)
         notes += _lint(home / f"{name}.onnx", known, precision, options, shapes)
