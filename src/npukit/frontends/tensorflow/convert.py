@@ -216,7 +216,7 @@ def ask(python: str, request: dict[str, Any], folder: Path, size: int, timeout: 
     reply, asked, printed = folder / "reply.json", folder / "request.json", folder / "printed.txt"
     asked.write_text(json.dumps({**request, "reply": str(reply)}))
     limit = timeout or 300.0 + size / 1e6
-    memory = (4 << 30) + 8 * size
+    memory = (6 << 30) + 16 * size
     environment = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "PYTHONHOME")}
     with open(printed, "wb") as sink:
         process = subprocess.Popen(
