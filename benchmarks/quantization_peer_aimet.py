@@ -6,8 +6,9 @@
 
 As documented: onnxsim, batch-norms folded, QuantizationSimModel with the HTP configuration that has per-channel
 weights for convolutions and linear layers, min-max ("default" recipe), compute_encodings on the samples. The recipe
-"cle-seqmse" equalizes first (cross-layer equalization) and chooses weights by sequential MSE; "adaround" rounds
-adaptively with 500 iterations a layer. What is evaluated is the QDQ model that AIMET exports.
+"cle-seqmse" equalizes first (cross-layer equalization) and chooses weights by sequential MSE, "seqmse" does so without
+equalizing; "adaround" rounds adaptively, with 500 iterations a layer unless the job says how many. What is evaluated is
+the QDQ model that AIMET exports.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ def quantize(job: dict[str, Any]) -> dict[str, Any]:
     from aimet_onnx.cross_layer_equalization import equalize_model
 
     start = time.perf_counter()
-    recipe = job["recipe"]
+    recipe, weights, iterations = job["recipe"], job.get("weights", 8), job.get("iterations", ITERATIONS)
     # Equalization wants to see the batch-norms: it takes the ranges of biases from them.
     model, _ = onnxsim.simplify(onnx.load(job["model"]), skip_fuse_bn=True)
     shapes = {v.name: [dim.dim_value for dim in v.type.tensor_type.shape.dim] for v in model.graph.input}
@@ -51,18 +52,19 @@ def quantize(job: dict[str, Any]) -> dict[str, Any]:
     config = Path(quantsim_config.__file__).with_name(f"htp_quantsim_config_{CONFIG.removeprefix('htp_')}.json")
     sim = aimet_onnx.QuantizationSimModel(
         model,
-        param_type=aimet_onnx.int8,
+        param_type={4: aimet_onnx.int4, 8: aimet_onnx.int8}[weights],
         activation_type={8: aimet_onnx.int8, 16: aimet_onnx.int16}[job["activations"]],
         quant_scheme="min_max",
         config_file=str(config),
     )
-    what = f"config {CONFIG}, min_max, int8 weights, int{job['activations']} activations"
-    if recipe == "cle-seqmse":
+    what = f"config {CONFIG}, min_max, int{weights} weights, int{job['activations']} activations"
+    if recipe in ("seqmse", "cle-seqmse"):
         aimet_onnx.apply_seq_mse(sim, samples, num_candidates=CANDIDATES)
-        what = f"equalize_model, {what}, apply_seq_mse(num_candidates={CANDIDATES})"
+        first = "equalize_model, " if recipe == "cle-seqmse" else ""
+        what = f"{first}{what}, apply_seq_mse(num_candidates={CANDIDATES})"
     elif recipe == "adaround":
-        aimet_onnx.apply_adaround(sim, samples, num_iterations=ITERATIONS)
-        what = f"{what}, apply_adaround(num_iterations={ITERATIONS})"
+        aimet_onnx.apply_adaround(sim, samples, num_iterations=iterations)
+        what = f"{what}, apply_adaround(num_iterations={iterations})"
     sim.compute_encodings(samples)
     onnx.save(sim.to_onnx_qdq(), job["output"])
     return {"seconds": time.perf_counter() - start, "settings": f"onnxsim, {what}, to_onnx_qdq"}
