@@ -27,16 +27,19 @@ from benchmarks import pages
 THREADS = 2
 PEER = "torch-sdpa"
 EXACT = "torch-eager"
+BLOCK = "w8a16-block"  # one layer of each component (two of the language model, of either kind) at full width
 # Package -> what is asked of `npukit policy export`; and what runs of it.
 PACKAGES: dict[str, tuple[str, ...]] = {
     "float32": ("--backend=ort", "--backend=qnn-cpu"),
     "int8": ("--backend=ort", "--precision=int8"),
     "float16": ("--backend=qnn-htp", "--precision=float16", "--target=sm8650"),
     "w8a16": ("--backend=qnn-htp", "--precision=w8a16", "--target=sm8650"),
+    BLOCK: ("--backend=qnn-htp", "--precision=w8a16", "--emulator-seconds=1200"),
 }
 OURS = {"ort": ("float32", "ort"), "ort-int8": ("int8", "ort"), "qnn-cpu": ("float32", "qnn-cpu")}
 SIDES = (EXACT, PEER, "torch-bfloat16", *OURS)
 CALIBRATED = 8
+BLOCK_CHECKPOINT = "block-checkpoint"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -63,6 +66,8 @@ def main(arguments: list[str] | None = None) -> int:
         make_checkpoint(checkpoint, tiny=options.tiny)
     np.savez(options.folder / "sample.npz", **_sample(checkpoint))
     found: dict[str, Any] = {"machine": pages.machine("npukit", "torch", "numpy", "onnxruntime", "onnxruntime-qnn")}
+    if BLOCK in options.packages and not (options.folder / BLOCK_CHECKPOINT / "tokenizer.json").exists():
+        make_checkpoint(options.folder / BLOCK_CHECKPOINT, tiny=options.tiny, layers=1)
     found["export"] = {name: _export(checkpoint, options.folder, name) for name in options.packages}
     found["sides"] = _compare(options.folder, options.sides, options.rounds)
     found["machine"]["load_after"] = os.getloadavg()[0]
@@ -75,8 +80,14 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def make_checkpoint(folder: Path, *, tiny: bool = False) -> None:
-    """A LeRobot folder of smolvla_libero's config with random weights, statistics and a byte-level tokenizer."""
+def make_checkpoint(folder: Path, *, tiny: bool = False, layers: int | None = None) -> None:
+    """A LeRobot folder of smolvla_libero's config with random weights, statistics and a byte-level tokenizer.
+
+    Args:
+        folder: what to make.
+        tiny: a network of a few kilobytes.
+        layers: of the vision encoder, and twice as many of the language model; None for all.
+    """
     from safetensors.numpy import save_file
 
     from tests import policy_tools, smolvla_tools
@@ -86,9 +97,13 @@ def make_checkpoint(folder: Path, *, tiny: bool = False) -> None:
         smolvla_tools.checkpoint(folder)
     else:
         folder.mkdir(parents=True)
-        values = smolvla_tools.full_config()
+        values, vlm = smolvla_tools.full_config(), smolvla_tools.FULL_VLM
+        if layers is not None:
+            values["num_vlm_layers"] = 2 * layers
+            vlm = {**vlm, "vision_config": {**vlm["vision_config"], "num_hidden_layers": layers}}
+            (folder / "vlm_config.json").write_text(json.dumps(vlm))
         (folder / "config.json").write_text(json.dumps(values))
-        shapes = smolvla_tools.shapes(values, smolvla_tools.FULL_VLM)
+        shapes = smolvla_tools.shapes(values, vlm)
         save_file(smolvla_tools.tensors(shapes, mixed=True), folder / "model.safetensors")
     policy_tools.processors(folder)
     policy_tools.tokenizer(folder / "tokenizer.json")
@@ -97,8 +112,10 @@ def make_checkpoint(folder: Path, *, tiny: bool = False) -> None:
 def _export(checkpoint: Path, folder: Path, name: str) -> dict[str, Any]:
     """A package, and what the export says of itself."""
     output = folder / name
+    if name == BLOCK:
+        checkpoint = folder / BLOCK_CHECKPOINT
     command = [sys.executable, "-m", "npukit", "policy", "export", str(checkpoint), "-o", str(output), *PACKAGES[name]]
-    if name == "w8a16":
+    if name.startswith("w8a16"):
         command += ["--calibration", str(_observations(folder))]
     done = subprocess.run(
         [*command, "--force", "--json", "--threads", str(THREADS)], stdout=subprocess.PIPE, check=True
@@ -312,6 +329,15 @@ def markdown(found: dict[str, Any]) -> str:
              "" if row["sqnr_db"] is None else f"{row['sqnr_db']:.1f}")
             for row in export["parity"]["chunks"]
         ]  # fmt: skip
+        parts = [
+            (row["component"], row["output"], row["run_on"], f"{row['cosine']:.7f}", f"{row['share']:.1e}",
+             "" if row["sqnr_db"] is None else f"{row['sqnr_db']:.1f}")
+            for row in export["parity"]["components"] if "run_on" in row
+        ]  # fmt: skip
+        if parts:
+            lines += ["", "Each component by itself, against ONNX Runtime in float32 on the same inputs:", ""]
+            head = ("component", "output", "run on", "cosine", "max error / range", "SQNR, dB")
+            lines += pages.table(head, parts)
         lines += ["", "Chunks of observations through the runtime:", ""]
         lines += pages.table(("backend", "run on", "against", "cosine", "max error / range", "SQNR, dB"), chunks)
     return "\n".join(lines) + "\n"
