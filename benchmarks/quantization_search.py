@@ -141,7 +141,8 @@ PAGE = """# Accuracy search against exhaustive greedy search
 From W8A8 to a target by promoting activations and weights to 16 bits, activations then to float. Greedy tries every
 unit in each step and keeps the one that gains most per byte; the search of `npukit quantize --accuracy-target` tries at
 most 40 plans. Traffic is the bytes that all ops of a run read and write, estimated; *over* is the search's beyond
-greedy's. Simulated, judged on samples that calibration has not seen.
+greedy's. Simulated, judged on samples that calibration has not seen. *Stopped*: greedy was not there after
+{limit:.0f} s.
 
 {table}
 
@@ -177,12 +178,17 @@ def rows_of(name: str, folder: Path, limit: float) -> list[tuple[str, ...]]:
         for way, run in ways.items():
             begin, trials.tried = time.monotonic(), 0
             found.append((way, run(), trials.tried, time.monotonic() - begin))
-        least = found[0][1].best.traffic
+        exhaustive = found[0][1]
+
+        def over(result: Found) -> str:
+            """Traffic beyond greedy's; a dash where greedy was stopped before it got there."""
+            return f"{result.best.traffic / exhaustive.best.traffic - 1:+.0%}" if exhaustive.reached else "-"
+
         return [
             (
                 task.case.title, task.wish, str(len(trials.units)), f"{start.metric:.4f}", way,
-                "yes" if result.reached else "no", f"{result.best.metric:.4f}", str(len(result.best.levels)),
-                f"{result.best.traffic / 1e6:.2f}", f"{result.best.traffic / least - 1:+.0%}", str(plans),
+                "yes" if result.reached else "stopped" if way == "greedy" else "no", f"{result.best.metric:.4f}",
+                str(len(result.best.levels)), f"{result.best.traffic / 1e6:.2f}", over(result), str(plans),
                 f"{seconds:.0f}",
             )
             for way, result, plans, seconds in found
@@ -207,7 +213,7 @@ def main(arguments: list[str] | None = None) -> int:
     if options.markdown is not None:
         today = datetime.datetime.now(datetime.UTC).date().isoformat()
         machine = f"{platform.machine()}, Python {platform.python_version()}, {today}"
-        options.markdown.write_text(PAGE.format(table=table, machine=machine))
+        options.markdown.write_text(PAGE.format(table=table, machine=machine, limit=options.limit))
     return 0
 
 

@@ -5,6 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
+from benchmarks.quantization_rounding import relaxed
 from npukit.errors import InputError, UsageError
 from npukit.qnn.graph import DType, Op, Tensor, TensorKind
 from npukit.quantization.ranges import codes, reals
@@ -184,6 +185,19 @@ def test_adaround_against_all_roundings_there_are() -> None:
     # A descent ends where no single change helps; inputs as correlated as these have many such places.
     assert np.mean(ratio < 1.01) >= 0.4
     assert np.mean(ratio < 2) >= 0.8
+
+
+def test_adaround_beside_the_relaxation_of_its_paper() -> None:
+    """The soft rounding that the page of results compares with: it rounds up or down, and better than nearest."""
+    weight, near, found, encoding, moments = rounded_by("adaround", 4, 24, seed=4)
+    steps = np.asarray(encoding.scales, np.float64)[:, None] * np.ones_like(weight)
+    before = output_error(weight, reals(near, encoding), moments)
+    moment = moments.matrices(centred=False)[0]
+    relaxation = relaxed(weight[None].astype(np.float64), steps[None], moment, (-8, 7), 1000, 3 * before.sum() / 72)[0]
+    assert (np.abs(np.clip(weight / steps, -8, 7) - relaxation) <= 1).all()
+    after = output_error(weight, reals(relaxation.astype(np.int8), encoding), moments)
+    assert after.sum() < 0.5 * before.sum()
+    assert output_error(weight, reals(found, encoding), moments).sum() < after.sum()
 
 
 @pytest.mark.parametrize("kind", KINDS)
