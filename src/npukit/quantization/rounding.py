@@ -13,7 +13,7 @@ gradient descent on a soft rounding that a regularizer drives to either. "adarou
 in how and among what: coordinate descent over all codes, from the better of nearest and GPTQ: each weight in turn gets
 the code that is best with all others as they are, until none moves. So no channel is worse than with either. The
 paper's relaxation, 10,000 steps of it, stayed behind GPTQ in more than a hundred times as long
-(docs/results/quantization-techniques.md). H is of the float network's inputs, and no activation function counts: the
+(docs/results/quantization-rounding.md). H is of the float network's inputs, and no activation function counts: the
 paper's asymmetric reconstruction, with inputs of the quantized network, is not done.
 
 A bias that is corrected takes up the mean error; H is then the covariance of x.

@@ -8,7 +8,7 @@ output, without running the layer once for each candidate.
 
 SeqMSE is sequential in that a layer's inputs are those which the quantized layers before it give. That is not done
 here: H is of the float network, so that one pass over the data serves all layers. What it would bring was measured:
-docs/results/quantization-techniques.md.
+docs/results/quantization-rounding.md.
 """
 
 from __future__ import annotations
