@@ -263,7 +263,8 @@ and SeqMSE as their authors have them. Networks are those of
 4-bit weights, scales of least squared error, bias corrected: how much less the error is than with nearest rounding, dB,
 mean over the layers; on the calibration samples, which is what all of them minimize, and on others; seconds for all
 these layers. *Descent* is what npukit does: each code in turn, from the better of nearest and GPTQ, until none moves.
-*Relaxation* is the paper's soft rounding on the same H, with its settings.
+*Relaxation* is the paper's soft rounding on the same H, with its settings but for the weight of the regularizer, which
+is in units of the error per weight of nearest rounding: the best two of 0.03 to 300.
 
 {objectives}
 
@@ -284,7 +285,8 @@ simulation of the held-out samples and leave out the calibration pass, {pass_s:.
 
 {aimet}
 
-{machine}. Written by `python -m benchmarks.quantization_rounding --markdown FILE` in {seconds:.0f} s.
+{machine}.
+Written by `python -m benchmarks.quantization_rounding --markdown FILE` in {seconds:.0f} s.
 """
 
 
@@ -292,8 +294,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Measure, print, write the page."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.quantization_rounding", description=__doc__)
     parser.add_argument("--networks", nargs="*", choices=CASES, default=NETWORKS, metavar="NAME", help="of objectives")
-    parser.add_argument("--iterations", type=int, nargs="*", default=[1000, 10_000], help="of the relaxation")
-    parser.add_argument("--layers", type=int, default=6, help="of a network, for the objectives [6]")
+    parser.add_argument("--iterations", type=int, nargs="*", default=[10_000], help="of the relaxation")
+    parser.add_argument("--layers", type=int, default=3, help="of a network, for the objectives [3]")
     parser.add_argument("--folder", type=Path, help="keep the models here")
     parser.add_argument("--markdown", type=Path, help="write the page to this file")
     options = parser.parse_args(arguments)
