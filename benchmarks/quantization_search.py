@@ -62,7 +62,8 @@ def _encoder(folder: Path, stack: contextlib.ExitStack) -> Task:
     def metric(results: Outputs, references: Outputs) -> float:
         pairs = zip(results, references, case.held_out, strict=True)
         name = next(iter(references[0]))
-        return float(np.mean([encoder.embedding(a[name], s) @ encoder.embedding(b[name], s) for a, b, s in pairs]))
+        pairs_of = ((encoder.embedding(a[name], dict(s)), encoder.embedding(b[name], dict(s))) for a, b, s in pairs)
+        return float(np.mean([found @ expected for found, expected in pairs_of]))
 
     return Task(case, metric, 0.995, "mean cosine of embeddings >= 0.995")
 
