@@ -82,7 +82,7 @@ def test_a_name_that_could_be_two_is_neither():
     assert source_name("a_b", ["a.b", "c"]) == "a.b"
     assert source_name("a_b", ["a.b", "a_b"]) == "a_b"
     assert source_name("a_b", ["a.b", "a:b"]) == "a_b"
-    with pytest.raises(ModelError, match="unknown tensors"):
+    with pytest.raises(ModelError, match="there is no such tensor"):
         load(_two_of_a_form(), LoadOptions(outputs=("a_b",)))
 
 

@@ -13,7 +13,6 @@ import importlib
 import inspect
 import re
 import sys
-import typing
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -141,7 +140,8 @@ def _options(function: Any) -> list[str]:
     inner = getattr(function, "__wrapped__", None)
     if inner is None:
         return []
-    options = typing.get_type_hints(inner, vars(sys.modules[inner.__module__])).get("options")
+    # Only this annotation: what a verb returns may be a name for type checkers.
+    options = eval(inner.__annotations__.get("options", "None"), vars(sys.modules[inner.__module__]))
     if not dataclasses.is_dataclass(options):
         return []
     rows = ["| option | on the command line | default | meaning |", "| --- | --- | --- | --- |"]
