@@ -338,8 +338,9 @@ def markdown(found: dict[str, Any]) -> str:
             lines += ["", "Each component by itself, against ONNX Runtime in float32 on the same inputs:", ""]
             head = ("component", "output", "run on", "cosine", "max error / range", "SQNR, dB")
             lines += pages.table(head, parts)
-        lines += ["", "Chunks of observations through the runtime:", ""]
-        lines += pages.table(("backend", "run on", "against", "cosine", "max error / range", "SQNR, dB"), chunks)
+        if chunks:
+            lines += ["", "Chunks of observations through the runtime:", ""]
+            lines += pages.table(("backend", "run on", "against", "cosine", "max error / range", "SQNR, dB"), chunks)
     return "\n".join(lines) + "\n"
 
 
