@@ -278,9 +278,9 @@ def test_a_process_that_takes_too_long_or_too_much_is_ended(
     with pytest.raises(WorkerDied, match="within 1 s"):
         ask(tmp_path, 1.0)
     assert time.monotonic() - start < 10
-    monkeypatch.setattr(convert, "memory_of", lambda pid: 5 << 30)
+    monkeypatch.setattr(convert, "memory_of", lambda pid: 7 << 30)
     (tmp_path / "work").rename(tmp_path / "before")
-    with pytest.raises(WorkerDied, match="more than the 4096 MiB"):
+    with pytest.raises(WorkerDied, match="more than the 6144 MiB"):
         ask(tmp_path)
 
 

@@ -27,7 +27,7 @@ from npukit import targets, worker
 from npukit.artifacts.stamp import IoTensor, Stamp
 from npukit.errors import ArtifactError, GraphError, InputError, ModelError, NpukitError, UsageError, WorkerDied
 from npukit.qnn.graph import DType, Encoding, Graph, Model, Op, Param, Tensor, TensorKind
-from npukit.runtime import contract
+from npukit.runtime import contract, host
 from npukit.runtime.contract import Port, from_native, gather, to_native
 from npukit.runtime.engine import Request
 from npukit.runtime.file_kind import KIND_WORDS, file_kind
@@ -666,3 +666,12 @@ def test_memory_stays_flat_over_many_runs(conv_dlc):
         for _ in range(500):
             session.run({"x": X})
         assert resident() - before < 1 << 20
+
+
+def test_buffers_larger_than_the_disk_take_nothing_of_it(tmp_path, monkeypatch):
+    def filled(*_):
+        raise AssertionError("the disk was filled before the size was compared")
+
+    monkeypatch.setattr("npukit.runtime.host.os.posix_fallocate", filled)
+    with open(tmp_path / "buffers", "x+b") as file, pytest.raises(OSError, match="No space left"):
+        host._reserve(file.fileno(), 1 << 60)

@@ -9,6 +9,7 @@ the pipe; models with free dimensions send their arrays with the call.
 from __future__ import annotations
 
 import contextlib
+import errno
 import itertools
 import mmap
 import os
@@ -78,7 +79,12 @@ def _size(port: Port) -> int:
 
 
 def _reserve(descriptor: int, size: int) -> None:
+    """Give a file its whole size on the disk, or raise OSError (no space) without taking any of it."""
     if hasattr(os, "posix_fallocate"):
+        # What does not fit would fill the disk before it fails, and other programs would fail with it.
+        disk = os.fstatvfs(descriptor)
+        if size > disk.f_bavail * disk.f_frsize:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         os.posix_fallocate(descriptor, 0, size)
     else:
         os.ftruncate(descriptor, size)
