@@ -220,14 +220,26 @@ def conv_transpose(e: Emitter, node: ir.Node) -> None:
         e.bind(node.outputs[0], e.reshape(y, channel_shape), order)
 
     def through_3d() -> None:
-        """With a depth of 1, for a target that refuses a kernel or bias that is computed."""
+        """With a depth of 1, group by group and cropped after, for a target that refuses a computed kernel or bias."""
         if count == 3 or any(before < 0 for before, _ in crop):
             raise Unsupported(f"{op_type} is refused")
-        deep, kernel_3d = e.reshape(x, (shape[0], 1, *x.shape[1:])), e.reshape(w, (1, *w.shape))
-        y = e.emit(
-            "TransposeConv3d", [deep, kernel_3d, bias], [e.temp((shape[0], 1, *shape[1:]), x.dtype)],
-            stride=[1, *strides], pad_amount=[[0, 0], *pads], output_padding=[0, *more], group=group,
-        )  # fmt: skip
+        size, width = x.shape[-1] // group, channels // group
+        whole = [n + b + a for n, (b, a) in zip(out, pads, strict=True)]
+        parts = []
+        for g in range(group):
+            data, kernel_part = (e.slice(t, t.rank - 2 + i, g * size, (g + 1) * size) for i, t in ((1, x), (0, w)))
+            offset = e.slice(bias, 0, g * width, (g + 1) * width)
+            deep = e.reshape(data, (shape[0], 1, *data.shape[1:]))
+            kernel_3d = e.reshape(kernel_part, (1, *kernel_part.shape))
+            y = e.emit(
+                "TransposeConv3d", [deep, kernel_3d, offset], [e.temp((shape[0], 1, *whole, width), x.dtype)],
+                stride=[1, *strides], pad_amount=[[0, 0]] * 3, output_padding=[0, *more], group=1,
+            )  # fmt: skip
+            parts.append(e.reshape(y, (shape[0], *whole, width)))
+        y = e.concat(parts, x.rank - 1) if group > 1 else parts[0]
+        for i, (before, after) in enumerate(pads):
+            if before or after:
+                y = e.slice(y, 1 + i, before, whole[i] - after)
         e.bind(node.outputs[0], e.reshape(y, channel_shape), order)
 
     if "transpose_conv_group_crashes" in e.quirks and group > 1:
