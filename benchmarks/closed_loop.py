@@ -186,6 +186,14 @@ def _policy(folder: Path) -> Any:
 # ---------------------------------------------------------------- recording and judging
 
 
+def _plan(policy: Any, episodes: int, seed: int) -> list[Any]:
+    """Episodes of each task, with pictures of the size that the policy takes."""
+    from npukit.sim import evaluate
+
+    size = next(feature.shape[-1] for feature in policy.manifest.inputs.values() if feature.kind == "VISUAL")
+    return evaluate.plan("light", episodes=episodes, seed=seed, image_size=size)
+
+
 class _Keeping:
     """A policy that keeps the observations it makes chunks of."""
 
@@ -211,11 +219,9 @@ def _record(folder: Path, seed: int, count: int) -> Path:
 
     path = folder / f"observations-{seed}-{count}.npz"
     if not path.exists():
-        jobs = evaluate.plan("light", episodes=max(count // 60, 1), seed=seed)
         with npukit.Policy(folder / "float32", backend="ort", threads=1) as policy:
-            image = next(f.shape[-1] for f in policy.manifest.inputs.values() if f.kind == "VISUAL")
             keeping = _Keeping(policy)
-            evaluate.play_here(keeping, [dataclasses.replace(job, image_size=image) for job in jobs])
+            evaluate.play_here(keeping, _plan(policy, max(count // 60, 1), seed))
         chosen = np.random.default_rng(0).permutation(len(keeping.kept))[:count]
         observations.write(path, [keeping.kept[i] for i in sorted(chosen)])
     return path
@@ -277,11 +283,9 @@ def _play_here(folder: Path, results: Path, episodes: int) -> None:
     path = results / evaluate.EPISODES
     path.touch()
     there = {evaluate.key(one) for one in evaluate.read(results)}
-    jobs = [job for job in evaluate.plan("light", episodes=episodes, seed=SEED) if evaluate.key(job) not in there]
     with _policy(folder) as policy, path.open("a") as file:
-        image = next(f.shape[-1] for f in policy.manifest.inputs.values() if f.kind == "VISUAL")
-        sized = [dataclasses.replace(job, image_size=image) for job in jobs]
-        evaluate.play_here(policy, sized, done=lambda one: print(json.dumps(dataclasses.asdict(one)), file=file))
+        jobs = [job for job in _plan(policy, episodes, SEED) if evaluate.key(job) not in there]
+        evaluate.play_here(policy, jobs, done=lambda one: print(json.dumps(dataclasses.asdict(one)), file=file))
 
 
 # ---------------------------------------------------------------- the page

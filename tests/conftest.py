@@ -1,12 +1,16 @@
 # SPDX-FileCopyrightText: npukit contributors
 # SPDX-License-Identifier: Apache-2.0
 """Settings of all tests: property tests try the same examples every time, are not judged by the machine's load, and
-one test's logging does not reach the next."""
+one test's logging does not reach the next; what several files' tests need."""
 
 from __future__ import annotations
 
+import importlib
 import logging
+import sys
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -33,3 +37,15 @@ def _own_logging() -> Iterator[None]:
 def _reset_logging() -> None:
     _LOGGER.setLevel(_LOGGING[0])
     _LOGGER.propagate, _LOGGER.handlers[:] = _LOGGING[1], list(_LOGGING[2])
+
+
+@pytest.fixture
+def acl(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """The double of pyACL as the module `acl`, fresh; at the end nothing may be left of it."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parent / "doubles/acl"))
+    monkeypatch.delitem(sys.modules, "acl", raising=False)
+    module = importlib.import_module("acl")
+    yield module
+    sys.modules.pop("acl", None)
+    assert module.live() == {}
+    assert module.violations == []

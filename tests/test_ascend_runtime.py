@@ -33,18 +33,6 @@ DOUBLE = Path(__file__).parent / "doubles/acl"
 
 
 @pytest.fixture
-def acl(monkeypatch):
-    """The double as the module `acl`, fresh; at the end nothing may be left of it."""
-    monkeypatch.syspath_prepend(str(DOUBLE))
-    monkeypatch.delitem(sys.modules, "acl", raising=False)
-    module = importlib.import_module("acl")
-    yield module
-    sys.modules.pop("acl", None)
-    assert module.live() == {}
-    assert module.violations == []
-
-
-@pytest.fixture
 def stand_in(acl):
     return importlib.import_module("stand_in")
 

@@ -25,7 +25,7 @@ from npukit.errors import MissingDependency, ModelError, NpukitError
 from npukit.frontends.onnx import LoadOptions, load
 from npukit.frontends.pytorch import archive, as_onnx, kind_of, kinds, script
 from npukit.frontends.pytorch import convert as pytorch_convert
-from npukit.runtime.session import file_kind
+from npukit.runtime.file_kind import file_kind
 
 needs_torch = pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="needs torch (npukit[torch])")
 

@@ -8,8 +8,6 @@ What it shows is that the folder takes compiled models, and that the cache stays
 from __future__ import annotations
 
 import importlib
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,20 +23,6 @@ from npukit.policies.attach_verb import attach
 from npukit.policies.export import Request, export_package
 from npukit.policies.openvla.runtime import COMPONENTS
 from tests import openvla_tools as tools
-
-DOUBLE = Path(__file__).parent / "doubles" / "acl"
-
-
-@pytest.fixture
-def acl(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """The double as the module `acl`, fresh; at the end nothing may be left of it."""
-    monkeypatch.syspath_prepend(str(DOUBLE))
-    monkeypatch.delitem(sys.modules, "acl", raising=False)
-    module = importlib.import_module("acl")
-    yield module
-    sys.modules.pop("acl", None)
-    assert module.live() == {}
-    assert module.violations == []
 
 
 @pytest.fixture

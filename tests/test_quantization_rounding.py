@@ -54,6 +54,16 @@ def weights_of(op: Op) -> np.ndarray:
     return np.asarray(weight.data)
 
 
+def observed(kind: str) -> tuple[Op, np.ndarray, SecondMoments]:
+    """A layer's op and weight, and the moments of inputs that a Relu gave."""
+    s = layer(kind)
+    op = s.graph.ops[0]
+    moments = SecondMoments(Geometry.of(op))  # type: ignore[arg-type]
+    for sample in s.samples(6):
+        moments.update(np.maximum(sample["x"], 0))
+    return op, weights_of(op), moments
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_rows_times_matrix_is_what_the_op_computes(kind: str) -> None:
     s = layer(kind)
@@ -119,11 +129,7 @@ def test_less_error_on_rows_never_seen(bits: int, gain: float) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_never_worse_than_nearest(kind: str) -> None:
-    s = layer(kind)
-    op, weight = s.graph.ops[0], weights_of(s.graph.ops[0])
-    moments = SecondMoments(Geometry.of(op))  # type: ignore[arg-type]
-    for sample in s.samples(6):
-        moments.update(np.maximum(sample["x"], 0))
+    op, weight, moments = observed(kind)
     for axis in (weight_axis(op), None):
         near, encoding = quantize_weights(weight, 4, axis=axis, method="mse")
         found = round_weights(op, weight, encoding, moments)
@@ -203,11 +209,7 @@ def test_adaround_beside_the_relaxation_of_its_paper() -> None:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("centred", [False, True])
 def test_adaround_is_never_worse_than_nearest_and_gptq(kind: str, centred: bool) -> None:
-    s = layer(kind)
-    op, weight = s.graph.ops[0], weights_of(s.graph.ops[0])
-    moments = SecondMoments(Geometry.of(op))  # type: ignore[arg-type]
-    for sample in s.samples(6):
-        moments.update(np.maximum(sample["x"], 0))
+    op, weight, moments = observed(kind)
     for axis in (weight_axis(op), None):
         near, encoding = quantize_weights(weight, 4, axis=axis, method="mse")
         codes_of = {m: round_weights(op, weight, encoding, moments, centred=centred, method=m) for m in ROUNDINGS}

@@ -20,7 +20,7 @@ from npukit.quantization.rounding import Geometry, Moments, SecondMoments, outpu
 from npukit.quantization.weight_scales import fit_scales
 from npukit.quantization.weights import blockwise, quantize_weights
 from tests.scaling_tools import Sketch
-from tests.test_quantization_rounding import INT8, KINDS, correlated, layer, weights_of
+from tests.test_quantization_rounding import INT8, KINDS, correlated, observed, weights_of
 
 
 def dense(width: int, to: int = 6, seed: int = 3) -> tuple[Op, np.ndarray, SecondMoments, np.ndarray]:
@@ -57,11 +57,7 @@ def test_no_scale_of_a_fine_grid_is_much_better() -> None:
 @pytest.mark.parametrize("centred", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
 def test_never_worse_than_what_it_begins_with(kind: str, centred: bool) -> None:
-    s = layer(kind)
-    op, weight = s.graph.ops[0], weights_of(s.graph.ops[0])
-    moments = SecondMoments(Geometry.of(op))  # type: ignore[arg-type]
-    for sample in s.samples(6):
-        moments.update(np.maximum(sample["x"], 0))
+    op, weight, moments = observed(kind)
     for axis in (weight_axis(op), None):
         near, begin = quantize_weights(weight, 4, axis=axis, method="mse")
         found, encoding = fit_scales(op, weight, begin, moments, centred=centred)

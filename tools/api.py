@@ -24,7 +24,8 @@ PAGE = Path(__file__).parents[1] / "docs" / "api.md"
 
 # What the public functions return, raise and take, by module: shown after them.
 OTHERS = {
-    "npukit.runtime.session": ("TensorInfo", "NativeForm", "Binding"),
+    "npukit.runtime.session": ("TensorInfo", "NativeForm"),
+    "npukit.runtime.binding": ("Binding",),
     "npukit.runtime.engine": ("Placement", "ProfileEvent"),
     "npukit.verbs.convert": ("ConvertResult", "Converted"),
     "npukit.verbs.lint": ("LintResult", "Finding"),

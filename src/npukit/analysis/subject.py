@@ -138,7 +138,7 @@ def open_subject(path: Path, graph: str | None = None, *, partly: bool = False) 
         NpukitError: the file is missing, broken or of no known kind, or holds no such graph.
     """
     from npukit.files import sha256_file
-    from npukit.runtime.session import file_kind
+    from npukit.runtime.file_kind import file_kind
 
     kind = file_kind(path)
     try:

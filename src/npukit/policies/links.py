@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy.typing as npt
 
 if TYPE_CHECKING:
-    from npukit.runtime.session import Binding, Session, TensorInfo
+    from npukit.runtime.binding import Binding
+    from npukit.runtime.session import Session, TensorInfo
 
 Array = npt.NDArray[Any]
 

@@ -16,7 +16,8 @@ from npukit.analysis import text
 from npukit.errors import NativeError, UsageError
 from npukit.policies.package import MANIFEST, Manifest
 from npukit.policies.policy import BACKENDS
-from npukit.verbs.options import arg, opt, verb
+from npukit.policies.run_verb import RunOptions
+from npukit.verbs.options import arg, like, opt, verb
 
 if TYPE_CHECKING:
     from npukit.policies.kinds import Array, Probe
@@ -42,18 +43,16 @@ class VerifyOptions:
         None, "Checkpoint, or another package, to compare with [this package].", parse=Path, metavar="DIR"
     )
     backend: str | None = opt(None, "What is verified [the first that the folder has].", choices=BACKENDS)
-    emulate: str = opt("", "Chip whose arithmetic is emulated (backend ort).", metavar="NAME[:PRECISION]")
-    observations: Path | None = opt(None, "Observations.", parse=Path, metavar="FILE.npz")
+    emulate: str = like(RunOptions, "emulate")
+    observations: Path | None = like(RunOptions, "observations")
     random: int = opt(1, "Made-up observations beside the blank one, where no file is given.")
     seed: int = opt(0, "Seed of made-up observations.")
     min_cosine: float = opt(0.999, "Exit 1 where a component's or the action's cosine is below it.")
-    unnorm_key: str | None = opt(None, "Data set whose statistics un-normalize the actions.", metavar="KEY")
+    unnorm_key: str | None = like(RunOptions, "unnorm_key")
     target: str | None = opt(None, "Chip to use, where the folder holds models for several.", metavar="NAME")
     threads: int | None = opt(None, "Threads of ONNX Runtime and PyTorch.")
-    timeout: float | None = opt(None, "Seconds that loading and each run of a component may take.")
-    in_process: bool = opt(
-        True, "Run native code in this process, or each component in its own.", "--in-process/--workers"
-    )
+    timeout: float | None = like(RunOptions, "timeout")
+    in_process: bool = like(RunOptions, "in_process")
 
 
 @dataclass(frozen=True)

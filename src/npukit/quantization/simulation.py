@@ -11,11 +11,9 @@ beyond.
 from __future__ import annotations
 
 import shutil
-import tempfile
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -26,6 +24,7 @@ from npukit.qnn.graph import Array, DType, Graph, Op, Tensor, TensorKind
 from npukit.quantization.roles import weight_axis
 from npukit.raising import foreign, raise_graph
 from npukit.raising.encodings import dequantized, storage_dtype
+from npukit.runtime.ort import loadable
 from npukit.worker import note
 
 # How far below the middle between two codes HTP's RmsNorm rounds up, in steps: it cuts off instead of rounding
@@ -35,7 +34,6 @@ _RMS_NORM_CUTS = 0.45
 _PRODUCTS = ("Conv2d", "DepthWiseConv2d", "FullyConnected", "MatMul", "Batchnorm")
 _FUSED = {"HardSwish": _PRODUCTS, "Prelu": (*_PRODUCTS, "TransposeConv2d")}
 _HARD_SWISH = 3  # of ElementWiseNeuron's `operation`
-_EMBED_LIMIT = 1 << 30  # above it the weights lie beside the model: one protobuf holds 2 GiB
 
 
 class Simulation:
@@ -85,14 +83,9 @@ class Simulation:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         if threads is not None:
             options.intra_op_num_threads = threads
-        source: bytes | str
-        if graph.static_bytes() < _EMBED_LIMIT:
-            source = ir.to_proto(raised).SerializeToString()
-        else:
-            folder = tempfile.mkdtemp(prefix="npukit-simulation-")
+        source, folder = loadable(raised, graph.static_bytes(), "npukit-simulation-")
+        if folder is not None:
             weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
-            source = str(Path(folder, "model.onnx"))
-            ir.save(raised, source, external_data="model.data")
         note("onnxruntime.InferenceSession")
         self._session: Any = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
 

@@ -225,6 +225,7 @@ class AclEngine:
         self._in_ports, self._out_ports = ports
         return Description(
             backend="acl",
+            close_in_order=True,  # the device
             graph=self._file.name,
             inputs=tuple(ports[0]),
             outputs=tuple(ports[1]),

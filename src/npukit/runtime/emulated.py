@@ -7,21 +7,19 @@ See `npukit.ascend.emulate` for what is modelled.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import onnx_ir as ir
 
 from npukit.ascend.emulate import FIGURES, Emulated, Saturation, emulate
 from npukit.ascend.modes import parse_mode
 from npukit.errors import UsageError
 from npukit.runtime.contract import Array
 from npukit.runtime.engine import Request
-from npukit.runtime.ort import OrtEngine
+from npukit.runtime.ort import OrtEngine, loadable
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -46,12 +44,8 @@ def open_engine(request: Request) -> EmulatedEngine:
     source = Path(request.path) if request.path is not None else onnx.load_from_string(request.content or b"")
     emulated = emulate(read_model(source).model, mode)
     weights = sum(v.const_value.nbytes for v in emulated.model.graph.initializers.values() if v.const_value is not None)
-    if weights < _EMBED_LIMIT:
-        return EmulatedEngine(ir.to_proto(emulated.model).SerializeToString(), emulated, request)
-    folder = tempfile.mkdtemp(prefix="npukit-emulated-")
-    path = Path(folder, "model.onnx")
-    ir.save(emulated.model, path, external_data="model.data")
-    engine = EmulatedEngine(path, emulated, request)
+    loaded, folder = loadable(emulated.model, weights, "npukit-emulated-", _EMBED_LIMIT)
+    engine = EmulatedEngine(loaded, emulated, request)
     engine.folder = folder
     return engine
 

@@ -61,6 +61,8 @@ class Description:
         ignored: inputs of the source on which no output depends: accepted, and not passed on.
         constants: outputs of the source that are constants, by name.
         notes: what else one should know, for people.
+        close_in_order: whether the engine is closed before a worker's process ends: what it holds does not go with the
+            process, as memory does.
     """
 
     backend: str
@@ -73,6 +75,7 @@ class Description:
     ignored: tuple[Port, ...] = ()
     constants: dict[str, Array] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    close_in_order: bool = False
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ from npukit.worker import note
 
 if TYPE_CHECKING:
     import onnx
+    import onnx_ir
     import onnxruntime
 
     from npukit.artifacts.stamp import Stamp
@@ -45,7 +46,7 @@ _TYPES: dict[str, tuple[int, str]] = {
 _BY_DTYPE = {name: code for code, name in _TYPES.values()}
 _PACKED = frozenset({"int4", "uint4"})
 _FOREIGN = frozenset(name for _, name in _TYPES.values() if hasattr(ml_dtypes, name))
-_EMBED_LIMIT = 1 << 30  # above it the weights of a raised graph go beside it: one protobuf holds 2 GiB
+_EMBED_LIMIT = 1 << 30  # above it the weights of a model go beside it: one protobuf holds 2 GiB
 
 
 def open_engine(request: Request) -> OrtEngine:
@@ -68,9 +69,31 @@ def open_engine(request: Request) -> OrtEngine:
     )
 
 
-def _raised(request: Request) -> OrtEngine:
+def loadable(
+    model: onnx_ir.Model, weights: int, prefix: str, limit: int = _EMBED_LIMIT
+) -> tuple[bytes | Path, str | None]:
+    """What ONNX Runtime loads a model in memory from: its bytes, or with many weights a file beside them.
+
+    Args:
+        model: the model.
+        weights: bytes of its weights.
+        prefix: of the temporary folder's name.
+        limit: bytes of weights from which on there is a file.
+
+    Returns:
+        The bytes or the file, and the temporary folder that the caller removes at the end; None without a file.
+    """
     import onnx_ir
 
+    if weights < limit:
+        return onnx_ir.to_proto(model).SerializeToString(), None
+    folder = tempfile.mkdtemp(prefix=prefix)
+    path = Path(folder, "model.onnx")
+    onnx_ir.save(model, path, external_data="model.data")
+    return path, folder
+
+
+def _raised(request: Request) -> OrtEngine:
     from npukit.artifacts import dlc
     from npukit.raising import foreign, raise_graph
     from npukit.runtime.qnn import pick_graph
@@ -85,14 +108,7 @@ def _raised(request: Request) -> OrtEngine:
             where=request.path,
             hint="run it with --backend qnn-cpu",
         )
-    folder: str | None = None
-    source: bytes | Path
-    if graph.static_bytes() < _EMBED_LIMIT:
-        source = onnx_ir.to_proto(raised).SerializeToString()
-    else:
-        folder = tempfile.mkdtemp(prefix="npukit-raised-")
-        source = Path(folder, "model.onnx")
-        onnx_ir.save(raised, source, external_data="model.data")
+    source, folder = loadable(raised, graph.static_bytes(), "npukit-raised-")
     if stamp is not None:
         contract = ports_of(stamp, graph, "inputs"), ports_of(stamp, graph, "outputs")
     else:

@@ -21,12 +21,10 @@ import numpy as np
 
 from npukit.errors import Fault, InputError, NpukitError, UsageError, WorkerDied, nearest
 from npukit.runtime import BACKEND_NAMES, host
-from npukit.runtime.binding import Binding as Binding
-from npukit.runtime.binding import caller_buffers
+from npukit.runtime.binding import Binding, caller_buffers
 from npukit.runtime.contract import Array, Port, Shape, from_native, gather, to_native
 from npukit.runtime.engine import Bound, Description, Engine, Placement, ProfileEvent, Request, open_engine
-from npukit.runtime.file_kind import KIND_WORDS, OM_MAGIC
-from npukit.runtime.file_kind import file_kind as file_kind
+from npukit.runtime.file_kind import KIND_WORDS, OM_MAGIC, file_kind
 from npukit.worker import Worker
 
 if TYPE_CHECKING:
@@ -421,8 +419,7 @@ class Session:
             self._engine.close()
         if self._worker is not None:
             try:
-                # Elsewhere what the process held goes with it; a device wants to be given back in order.
-                if self._number and self._description.backend == "acl":
+                if self._number and self._description.close_in_order:
                     with contextlib.suppress(WorkerDied):
                         self._call("close")
             finally:

@@ -22,9 +22,10 @@ from typing import TYPE_CHECKING, Any
 
 from npukit import files
 from npukit.errors import CheckFailed, UsageError
+from npukit.policies.run_verb import RunOptions
 from npukit.serving import require
 from npukit.serving.address import address_of, bind, is_local
-from npukit.verbs.options import arg, opt, verb
+from npukit.verbs.options import arg, like, opt, verb
 
 if TYPE_CHECKING:
     from npukit.serving.server import Counts, PolicyServer
@@ -61,8 +62,8 @@ class ServeOptions:
     target: str | None = opt(None, "Chip, where the folder holds models for several.", metavar="NAME")
     isolate: bool = opt(False, "Run each model in a process of its own.", "--isolate")
     seed: int | None = opt(None, "Seed of the policy's noise [any].")
-    unnorm_key: str | None = opt(None, "Data set whose statistics un-normalize the actions.", metavar="KEY")
-    threads: int | None = opt(None, "Threads of ONNX Runtime.")
+    unnorm_key: str | None = like(RunOptions, "unnorm_key")
+    threads: int | None = like(RunOptions, "threads")
     token_file: Path | None = opt(None, "File with the token that clients must send.", parse=Path, metavar="FILE")
     keys: Path | None = opt(None, "JSON or YAML: feature -> key of the client.", parse=Path, metavar="FILE")
     max_message: float = opt(32.0, "Largest message of a client.", metavar="MB")

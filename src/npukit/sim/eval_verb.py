@@ -18,13 +18,14 @@ import npukit
 from npukit import files
 from npukit.analysis import text
 from npukit.errors import InputError, UsageError, shown
+from npukit.policies.run_verb import RunOptions
 from npukit.sim import envs, video
 from npukit.sim import evaluate as evaluation
 from npukit.sim.episode import ABLATIONS, BUILT_IN, Episode, Job, PolicySpec
 from npukit.sim.evaluate import Row
 from npukit.sim.statistics import Paired
 from npukit.verbs import options as o
-from npukit.verbs.options import arg, opt, verb
+from npukit.verbs.options import arg, like, opt, verb
 
 DEFAULT_SEED = 100_000  # demonstrations count from 0: the same numbers are not used for both
 _WIDTH = 48  # letters of a name in the table
@@ -57,7 +58,7 @@ class EvalOptions:
     seed: int = opt(DEFAULT_SEED, "Seed of each task's first episode.")
     output: Path | None = opt(None, "Folder for the results.", "-o", "--out", parse=Path, metavar="DIR")
     backend: str | None = opt(None, "Backend of the policy's components [its first].", metavar="NAME")
-    emulate: str = opt("", "Chip whose arithmetic is emulated (backend ort).", metavar="NAME[:PRECISION]")
+    emulate: str = like(RunOptions, "emulate")
     unnorm_key: str | None = opt(
         None, "Data set whose statistics un-normalize the actions [LIBERO's suite, or the policy's].", metavar="KEY"
     )

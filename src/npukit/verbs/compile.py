@@ -220,8 +220,8 @@ def _compile(options: CompileOptions) -> CompileResult:
     from npukit.qnn.api import libraries
     from npukit.qnn.api.backend import GraphOptions
     from npukit.qnn.graph import Model
+    from npukit.runtime.file_kind import file_kind
     from npukit.runtime.qnn import pick_graph
-    from npukit.runtime.session import file_kind
     from npukit.targets import resolve, target
 
     if file_kind(options.model) != "dlc":

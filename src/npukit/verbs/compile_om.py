@@ -143,7 +143,7 @@ def compile_om(options: CompileOptions, chip: Target) -> OmResult | CommandResul
         MissingDependency: CANN is missing.
         NativeError: atc failed, took too long or too much memory.
     """
-    from npukit.runtime.session import file_kind
+    from npukit.runtime.file_kind import file_kind
 
     if file_kind(options.model) != "onnx":
         hint = "DLCs are for Qualcomm's chips; compile the ONNX model that it was made from"

@@ -160,7 +160,7 @@ def _export(options: ExportOptions) -> ExportResult:
 def _read(path: Path) -> Model:
     from npukit.artifacts import dlc
     from npukit.qnn.api.capture import capture_library
-    from npukit.runtime.session import file_kind
+    from npukit.runtime.file_kind import file_kind
 
     if path.suffix.lower() in (".so", ".dll") and path.is_file():
         return capture_library(path)

@@ -44,8 +44,8 @@ from npukit.quantization.sensitivity import find_units
 from npukit.quantization.simulation import Simulation, native_feeds, real_outputs
 from npukit.quantization.smooth import smooth, smoothing
 from npukit.quantization.source import Source, own_entries, source_of, with_axes
+from npukit.runtime.file_kind import file_kind
 from npukit.runtime.qnn import pick_graph
-from npukit.runtime.session import file_kind
 from npukit.targets import resolve
 from npukit.verbs import options as o
 from npukit.verbs.contract import SOURCE_DTYPES, contract_inputs, contract_outputs, io_tensor, source_stamp

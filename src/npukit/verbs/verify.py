@@ -112,7 +112,7 @@ def verify_here(options: VerifyOptions, given: Samples | None = None) -> tuple[V
     from npukit.analysis.preprocess import recorded
     from npukit.analysis.reference import check_rewritten
     from npukit.frontends.tflite.load import DYNAMIC_RANGE
-    from npukit.runtime.session import file_kind
+    from npukit.runtime.file_kind import file_kind
     from npukit.verbs.source import exported_reference
 
     assert options.against is not None
@@ -187,7 +187,8 @@ def _reference(
 ) -> tuple[Session, list[str]]:
     """The reference's session; a source that ONNX Runtime does not load is rewritten for it, which a note says."""
     from npukit.analysis.reference import rewrite_for_ort, with_shapes
-    from npukit.runtime.session import Session, file_kind
+    from npukit.runtime.file_kind import file_kind
+    from npukit.runtime.session import Session
 
     path = options.against
     assert path is not None
@@ -337,7 +338,7 @@ def precision_of(path: Path, session: Session) -> str:
 
 def _graph_precision(path: Path, session: Session) -> str:
     from npukit.analysis import cost
-    from npukit.runtime.session import file_kind
+    from npukit.runtime.file_kind import file_kind
 
     kind = file_kind(path)
     if kind == "dlc":

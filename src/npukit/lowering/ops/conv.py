@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -183,20 +183,21 @@ def conv_transpose(e: Emitter, node: ir.Node) -> None:
         y = e.add(padded_by_concat(e, y, amounts, "constant", 0.0), bias)
         e.bind(node.outputs[0], e.reshape(y, channel_shape), order)
 
+    width = channels // group
+
+    def grouped() -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Input, kernel and bias of each group."""
+        size = x.shape[-1] // group
+        for g in range(group):
+            inner, outer = (g * size, (g + 1) * size), (g * width, (g + 1) * width)
+            yield e.slice(x, x.rank - 1, *inner), e.slice(w, w.rank - 2, *inner), e.slice(bias, 0, *outer)
+
     def by_group() -> None:
         if group == 1:
             raise Unsupported(f"{op_type} is refused")
-        size, width, axis = x.shape[-1] // group, channels // group, x.rank - 1
-        parts = []
-        for g in range(group):
-            kernel_part = e.slice(w, axis - 1, g * size, (g + 1) * size)
-            offset = e.slice(bias, 0, g * width, (g + 1) * width)
-            y = e.temp((*shape[:-1], width), x.dtype)
-            params = {"stride": strides, "pad_amount": pads, "output_padding": more, "group": 1}
-            parts.append(
-                e.emit(op_type, [e.slice(x, axis, g * size, (g + 1) * size), kernel_part, offset], [y], **params)
-            )
-        e.bind(node.outputs[0], e.reshape(e.concat(parts, axis), channel_shape), order)
+        params = {"stride": strides, "pad_amount": pads, "output_padding": more, "group": 1}
+        parts = [e.emit(op_type, [*given], [e.temp((*shape[:-1], width), x.dtype)], **params) for given in grouped()]
+        e.bind(node.outputs[0], e.reshape(e.concat(parts, x.rank - 1), channel_shape), order)
 
     def spread() -> None:
         """Zeros between the input's elements, then a plain convolution with the kernel turned round."""
@@ -223,12 +224,9 @@ def conv_transpose(e: Emitter, node: ir.Node) -> None:
         """With a depth of 1, group by group and cropped after, for a target that refuses a computed kernel or bias."""
         if count == 3 or any(before < 0 for before, _ in crop):
             raise Unsupported(f"{op_type} is refused")
-        size, width = x.shape[-1] // group, channels // group
         whole = [n + b + a for n, (b, a) in zip(out, pads, strict=True)]
         parts = []
-        for g in range(group):
-            data, kernel_part = (e.slice(t, t.rank - 2 + i, g * size, (g + 1) * size) for i, t in ((1, x), (0, w)))
-            offset = e.slice(bias, 0, g * width, (g + 1) * width)
+        for data, kernel_part, offset in grouped():
             deep = e.reshape(data, (shape[0], 1, *data.shape[1:]))
             kernel_3d = e.reshape(kernel_part, (1, *kernel_part.shape))
             y = e.emit(

@@ -17,7 +17,8 @@ from npukit.policies.links import Linked, link, row_alike, shared
 from npukit.policies.openvla.actions import detokenize
 from npukit.policies.package import Manifest
 from npukit.policies.processing import ATTENTION, TOKENS
-from npukit.runtime.session import Binding, Session
+from npukit.runtime.binding import Binding
+from npukit.runtime.session import Session
 
 Array = npt.NDArray[Any]
 
