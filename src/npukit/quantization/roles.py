@@ -144,6 +144,8 @@ def by_input_channel(op: Op, values: Array) -> Array | None:
     groups, rest = divmod(len(values), inner)
     if rest or outer % groups:
         return None
+    if groups == 1:
+        return values[:, None]
     return np.repeat(values.reshape(groups, inner).T, outer // groups, axis=1)  # [in of a group, out]
 
 

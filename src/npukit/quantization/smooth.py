@@ -107,6 +107,7 @@ class _Side:
         span: which.
         low, high, power: of each channel over all its readers.
         reach: largest magnitude of each channel.
+        readers: the weights that read it.
         weights: largest magnitude that reads each channel.
         own: whether each weight that reads it has a scale for each channel of the input (depthwise).
     """
@@ -116,12 +117,14 @@ class _Side:
     high: Array
     power: Array
     reach: Array
+    readers: tuple[_Reader, ...]
     weights: Array
     own: bool
 
     @classmethod
     def of(cls, span: Span, channels: Mapping[str, ChannelObserver]) -> _Side | None:
         low, high, power, weights = (np.zeros(span.count) for _ in range(4))
+        readers = []
         for port in span.readers:
             tensor = port.op.inputs[0]
             seen = None if tensor is None else channels.get(tensor.name)
@@ -130,10 +133,10 @@ class _Side:
             np.minimum.at(low, port.channels, seen.low)
             np.maximum.at(high, port.channels, seen.high)
             np.maximum.at(power, port.channels, seen.power)
-            own = by_inputs(port.op, np.abs(constant(port.op, 1)), len(port.channels))
-            np.maximum.at(weights, port.channels, own)
+            readers.append(_Reader.of(port))
+            np.maximum.at(weights, port.channels, by_inputs(port.op, readers[-1].peaks, len(port.channels)))
         depthwise = all(port.op.type.startswith("DepthWise") for port in span.readers)
-        return cls(span, low, high, power, np.maximum(-low, high), weights, depthwise)
+        return cls(span, low, high, power, np.maximum(-low, high), tuple(readers), weights, depthwise)
 
     def factors(self, alpha: float) -> Array:
         """S of each channel, of geometric mean 1; 1 for a channel without values or weights."""
@@ -152,23 +155,54 @@ class _Side:
         """Estimated mean square error of the readers' outputs, summed, each relative to its output's power."""
         low, high = (self.low / factors).min(), (self.high / factors).max()
         step = (high - low) / (2**activations - 1)
-        total = 0.0
-        for port in self.span.readers:
-            total += _reader_noise(port, factors[port.channels], self.power[port.channels], step, weights)
-        return total
+        return sum(reader.noise(factors, self.power, step, weights) for reader in self.readers)
 
 
-def _reader_noise(port: Port, factors: Array, power: Array, step: float, bits: int) -> float:
-    """Rounding of the input goes through the weights, rounding of the weights is multiplied with the input."""
-    op = port.op
-    values = constant(op, 1)
-    axis = weight_axis(op)
-    assert axis is not None
-    others = tuple(a for a in range(values.ndim) if a != axis)
-    spread = over_inputs(op, power / factors**2)
-    scaled = values * over_inputs(op, factors)
-    steps = np.abs(scaled).max(axis=others) / (2 ** (bits - 1) - 1)
-    from_inputs = step**2 * (scaled**2).sum(axis=others)
-    from_weights = steps**2 * np.broadcast_to(spread, values.shape).sum(axis=others)
-    signal = float((values**2 * over_inputs(op, power)).sum())
-    return float((from_inputs + from_weights).sum()) / 12 / max(signal, 1e-30)
+@dataclass(frozen=True)
+class _Reader:
+    """A weight, as far as the noise depends on it: summed up once, for all factors that are tried.
+
+    Attributes:
+        port: the op and its channels.
+        peaks: largest magnitudes over the kernel's axes, laid out as the weight with those axes 1.
+        energy: sums of squares for each channel of the input, as `over_inputs` lays such figures out.
+        others: the axes that share a scale.
+        shared: how many numbers of the weight share one.
+    """
+
+    port: Port
+    peaks: Array
+    energy: Array
+    others: tuple[int, ...]
+    shared: int
+
+    @classmethod
+    def of(cls, port: Port) -> _Reader:
+        op = port.op
+        values = constant(op, 1).astype(np.float32)
+        axis = weight_axis(op)
+        assert axis is not None
+        kernel = () if op.type in ("FullyConnected", "MatMul") else tuple(range(values.ndim - 2))
+        laid = _laid(port, np.ones(len(port.channels)), values.ndim).shape
+        alike = tuple(a for a, extent in enumerate(laid) if extent == 1)
+        squares = np.square(values).sum(axis=alike, keepdims=True, dtype=np.float64)
+        others = tuple(a for a in range(values.ndim) if a != axis)
+        peaks = np.abs(values).max(axis=kernel, keepdims=True)
+        return cls(port, peaks, squares, others, values.size // values.shape[axis])
+
+    def noise(self, factors: Array, power: Array, step: float, bits: int) -> float:
+        """Rounding of the input goes through the weights, rounding of the weights is multiplied with the input."""
+        rank = self.peaks.ndim
+        scale, seen = (_laid(self.port, figures[self.port.channels], rank) for figures in (factors, power))
+        reach = (self.peaks * scale.astype(np.float32)).max(axis=self.others)
+        steps = reach.astype(np.float64) / (2 ** (bits - 1) - 1)
+        spread = (seen / scale**2).mean(axis=self.others) * self.shared  # of one scale, or of all alike
+        from_inputs = step**2 * float((self.energy * scale**2).sum())
+        from_weights = float((steps**2 * spread).sum())
+        return (from_inputs + from_weights) / 12 / max(float((self.energy * seen).sum()), 1e-30)
+
+
+def _laid(port: Port, figures: Array, rank: int) -> Array:
+    """Figures of the input's channels, with as many axes as the weight."""
+    found = over_inputs(port.op, figures)
+    return found.reshape((1,) * (rank - found.ndim) + found.shape)

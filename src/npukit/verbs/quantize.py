@@ -9,7 +9,7 @@ import hashlib
 import itertools
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -210,6 +210,8 @@ class QuantizeResult:
         verification: the verification, None where it was left out.
         skipped: why it was left out.
         search: the plans that were tried to reach an accuracy target.
+        seconds: how long each stage took: "read" (with lowering and the worker's start), "smooth" (and equalize),
+            "calibrate", "search", "write" (with the choice of encodings), "verify".
     """
 
     path: Path
@@ -219,6 +221,7 @@ class QuantizeResult:
     size: int = 0
     targets: tuple[str, ...] = field(default=())
     search: Found | None = None
+    seconds: dict[str, float] = field(default_factory=dict)
 
     @property
     def exit_code(self) -> int:
@@ -247,6 +250,7 @@ class QuantizeResult:
             "verification": None if self.verification is None else self.verification.to_json(),
             "skipped": self.skipped,
             "search": None if self.search is None else self.search.to_json(),
+            "seconds": {stage: round(seconds, 3) for stage, seconds in self.seconds.items()},
         }
 
     def to_text(self) -> str:
@@ -297,23 +301,31 @@ def quantize(options: QuantizeOptions) -> QuantizeResult:
     )  # fmt: skip
     output = options.output or options.model.with_suffix(".quantized.dlc")
     sent = replace(options, calibration=None)
+    seconds: dict[str, float] = {}
     with isolated(in_process=options.in_process, timeout=options.timeout) as call:
-        ports: list[Port] = call(f"{_JOB}:prepare", sent)
-        data = None if options.calibration is None else _dataset(options, ports)
+        with _timed(seconds, "read"):
+            ports: list[Port] = call(f"{_JOB}:prepare", sent)
+            data = None if options.calibration is None else _dataset(options, ports)
         with replacing(output) as temp:
-            _prepare(call, data, sent)
-            kept = [] if data is None else _calibrate(call, data, output, options)
+            with _timed(seconds, "smooth"):
+                _prepare(call, data, sent)
+            with _timed(seconds, "calibrate"):
+                kept = [] if data is None else _calibrate(call, data, output, options)
             warnings = [] if data is None else list(data.warnings)
-            found = _search(call, sent, kept)
+            with _timed(seconds, "search"):
+                found = _search(call, sent, kept)
             levels = {} if found is None else found.best.levels
-            quantized: Quantized = call(f"{_JOB}:write", sent, temp, warnings, levels)
+            with _timed(seconds, "write"):
+                quantized: Quantized = call(f"{_JOB}:write", sent, temp, warnings, levels)
             backend, skipped = _how_to_verify(options, quantized)
             if not kept and not skipped:
                 skipped = "there are no inputs to compare on; give some with --calibration"
             if skipped:
-                return QuantizeResult(output, quantized, None, skipped, temp.stat().st_size, targets, found)
+                size = temp.stat().st_size
+                return QuantizeResult(output, quantized, None, skipped, size, targets, found, seconds)
             checked = kept[:: max(len(kept) // _CHECKED, 1)][:_CHECKED]
-            outcome = call(f"{_JOB}:verify", sent, temp, backend, output.name, checked)
+            with _timed(seconds, "verify"):
+                outcome = call(f"{_JOB}:verify", sent, temp, backend, output.name, checked)
             good = outcome.passed and (found is None or found.reached)
             place = output if good else output.with_name(f"{output.name}.rejected")
             stamp = replace(quantized.stamp, verified="yes" if good else "failed")
@@ -325,7 +337,14 @@ def quantize(options: QuantizeOptions) -> QuantizeResult:
         from npukit.analysis import report
 
         report.write([outcome], options.report)
-    return QuantizeResult(place, replace(quantized, stamp=stamp), outcome, "", size, targets, found)
+    return QuantizeResult(place, replace(quantized, stamp=stamp), outcome, "", size, targets, found, seconds)
+
+
+@contextlib.contextmanager
+def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
+    begin = time.perf_counter()
+    yield
+    seconds[stage] = time.perf_counter() - begin
 
 
 def _search(call: Callable[..., Any], options: QuantizeOptions, samples: list[dict[str, Array]]) -> Found | None:
