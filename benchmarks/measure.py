@@ -29,6 +29,7 @@ class Cost:
             An upper bound where there are several, as their peaks need not coincide.
         largest: bytes: the peak of the largest process.
         load: the machine's load average when it began.
+        output: what it printed.
     """
 
     wall: float
@@ -36,6 +37,7 @@ class Cost:
     peak: int
     largest: int
     load: float
+    output: str = ""
 
 
 def measure(command: list[str], *, env: dict[str, str] | None = None) -> Cost:
@@ -46,7 +48,7 @@ def measure(command: list[str], *, env: dict[str, str] | None = None) -> Cost:
     if done.returncode:
         words = done.stderr[-2000:].decode("utf-8", "replace")
         raise RuntimeError(f"{' '.join(command)} exited with {done.returncode}: {words}")
-    return Cost(**json.loads(done.stdout))
+    return Cost(**json.loads(done.stdout), output=done.stderr.decode("utf-8", "replace"))
 
 
 def python(*arguments: str) -> list[str]:
@@ -72,7 +74,7 @@ def _main(command: list[str]) -> int:
     watcher.join()
     largest = usage.ru_maxrss * 1024
     cost = Cost(wall, usage.ru_utime + usage.ru_stime, max(sum(peaks.values()), largest), largest, load)
-    sys.stdout.write(json.dumps(cost.__dict__))
+    sys.stdout.write(json.dumps({name: value for name, value in vars(cost).items() if name != "output"}))
     return process.returncode
 
 

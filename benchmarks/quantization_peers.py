@@ -11,6 +11,7 @@ samples that no tool has seen, and compared with the float source.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import shutil
@@ -47,6 +48,7 @@ class Peer:
         packages: what pip installs there.
         recipe: of the script.
         only: networks that it is run on; empty for all.
+        slow: it takes many times as long as the others; they are all run before it, one right after another.
     """
 
     title: str
@@ -55,6 +57,7 @@ class Peer:
     packages: tuple[str, ...]
     recipe: str = ""
     only: tuple[str, ...] = ()
+    slow: bool = False
 
     @property
     def python(self) -> Path:
@@ -67,8 +70,8 @@ _ORT_SCRIPT, _AIMET_SCRIPT = "quantization_peer_ort.py", "quantization_peer_aime
 PEERS = {
     "ort": Peer("ONNX Runtime", _ORT_SCRIPT, ".venv-peer-ort", _ORT),
     "aimet": Peer("AIMET", _AIMET_SCRIPT, ".venv-aimet", _AIMET, "default"),
-    "aimet-best": Peer("AIMET, CLE and SeqMSE", _AIMET_SCRIPT, ".venv-aimet", _AIMET, "cle-seqmse"),
-    "aimet-adaround": Peer("AIMET, AdaRound", _AIMET_SCRIPT, ".venv-aimet", _AIMET, "adaround", ADAROUND_ON),
+    "aimet-best": Peer("AIMET, CLE and SeqMSE", _AIMET_SCRIPT, ".venv-aimet", _AIMET, "cle-seqmse", slow=True),
+    "aimet-adaround": Peer("AIMET, AdaRound", _AIMET_SCRIPT, ".venv-aimet", _AIMET, "adaround", ADAROUND_ON, slow=True),
 }
 TOOLS = ("npukit", *PEERS)
 
@@ -85,6 +88,7 @@ class Row:
         peak: bytes, all its processes together.
         load: of the machine when it began.
         loose: heavy ops left in float, by type.
+        stages: npukit's seconds by stage.
         settings: the tool's own.
     """
 
@@ -100,6 +104,7 @@ class Row:
     loose: dict[str, int] = field(default_factory=dict)
     settings: str = ""
     failed: str = ""
+    stages: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -127,17 +132,17 @@ def main(arguments: list[str] | None = None) -> int:
     done = {(row.network, row.bits, row.tool) for row in known if not row.failed}
     rows = [row for row in known if not row.failed]
     with tempfile.TemporaryDirectory(prefix="npukit-peers-", dir=options.folder) as name:
-        for subject in subjects().values():
+        for slow, subject in itertools.product((False, True), subjects().values()):
             wanted = [
                 (bits, tool)
                 for bits in options.bits
                 for tool in options.tools
-                if (subject.name, bits, tool) not in done and _applies(tool, subject.name)
+                if (subject.name, bits, tool) not in done and _applies(tool, subject.name, slow)
             ]
             if subject.name not in (options.names or subjects()) or not wanted:
                 continue
             folder = Path(name) / subject.name
-            folder.mkdir()
+            folder.mkdir(exist_ok=True)
             prepared = prepare(subject, folder, options.samples, options.held_out)
             figures[subject.name] = prepared.figures
             for bits, tool in wanted:
@@ -179,9 +184,12 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     return options
 
 
-def _applies(tool: str, network: str) -> bool:
-    only = PEERS[tool].only if tool in PEERS else ()
-    return not only or network in only
+def _applies(tool: str, network: str, slow: bool) -> bool:
+    """Whether a tool is run on a network in the pass of the slow tools, or of the others."""
+    peer = PEERS.get(tool)
+    if peer is None:
+        return not slow
+    return peer.slow == slow and (not peer.only or network in peer.only)
 
 
 def _install(peer: Peer) -> str:
@@ -235,7 +243,7 @@ def _row(prepared: Prepared, bits: int, tool: str, folder: Path, fault: str) -> 
         if tool == "npukit":
             command = [sys.executable, "-m", "npukit", "quantize", str(prepared.model), "--out", str(output)]
             command += ["--calibration", str(prepared.calibration), "--activations", str(bits), "--no-verify"]
-            command += ["--quiet"]
+            command += ["--quiet", "--json"]
             row.settings = f"npukit quantize --activations {bits} --no-verify"
         else:
             peer = PEERS[tool]
@@ -245,7 +253,9 @@ def _row(prepared: Prepared, bits: int, tool: str, folder: Path, fault: str) -> 
             command = [str(peer.python), str(ROOT / "benchmarks" / peer.script), str(job)]
         cost = measure(["timeout", str(TIMEOUT), *command])
         row.wall, row.cpu, row.peak, row.load = cost.wall, cost.cpu, cost.peak, cost.load
-        if tool != "npukit":
+        if tool == "npukit":
+            row.stages = json.loads(cost.output)["seconds"]
+        else:
             told = json.loads(result.read_text())
             row.inner, row.settings = told["seconds"], told["settings"]
         got, row.loose = (_of_dlc if tool == "npukit" else _of_qdq)(output, prepared.held_out)

@@ -18,7 +18,7 @@ from benchmarks import quantization_peers as peers
 
 
 def row(tool: str, sqnr: float = 30.0, wall: float = 9.0, peak: float = 400e6, **more: Any) -> dict[str, Any]:
-    made = peers.Row("digits", 8, tool, sqnr, wall, peak=int(peak), settings="s")
+    made = peers.Row("digits", 8, tool, sqnr, wall, peak=int(peak), settings="s", stages={"calibrate": 1.0})
     return {**vars(made), **more}
 
 
