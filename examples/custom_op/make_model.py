@@ -1,11 +1,11 @@
 # SPDX-FileCopyrightText: npukit contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Writes acme.onnx: a small network with two ops that ONNX does not have."""
+"""Writes acme.onnx and signal.onnx: small networks with ops that ONNX does not have."""
 
 import numpy as np
 import onnx
 
-TEXT = """
+ACME = """
 <ir_version: 9, opset_import: ["": 18, "com.acme": 1]>
 acme (float[1, 3, 16, 16] image) => (float[1, 8, 16, 16] features)
 {
@@ -14,8 +14,26 @@ acme (float[1, 3, 16, 16] image) => (float[1, 8, 16, 16] features)
     features = com.acme.UnitChannels (active)
 }
 """
+SIGNAL = """
+<ir_version: 9, opset_import: ["": 18, "com.acme": 1]>
+signal (float[1, 2, 64] wave) => (float[1, 4, 64] level)
+{
+    bands = Conv <pads = [2, 2]> (wave, filters)
+    loud = Abs (bands)
+    peaks = com.acme.Envelope <decay = 0.9> (loud)
+    level = Sqrt (peaks)
+}
+"""
 
-model = onnx.parser.parse_model(TEXT)
-weight = np.random.default_rng(0).normal(0, 0.3, (8, 3, 3, 3)).astype(np.float32)
-model.graph.initializer.append(onnx.numpy_helper.from_array(weight, "weight"))
-onnx.save(model, "acme.onnx")
+
+def save(text: str, name: str, **weights: tuple[int, ...]) -> None:
+    """Write a model with random weights of these shapes."""
+    model = onnx.parser.parse_model(text)
+    for weight, shape in weights.items():
+        values = np.random.default_rng(0).normal(0, 0.3, shape).astype(np.float32)
+        model.graph.initializer.append(onnx.numpy_helper.from_array(values, weight))
+    onnx.save(model, name)
+
+
+save(ACME, "acme.onnx", weight=(8, 3, 3, 3))
+save(SIGNAL, "signal.onnx", filters=(4, 2, 5))

@@ -13,8 +13,8 @@ import importlib
 import importlib.util
 import os
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
@@ -31,6 +31,8 @@ VARIABLE = "NPUKIT_PLUGINS"
 GROUP = "npukit.ops"
 """Entry points of this group give a plugin a name."""
 
+_QTI = "qti.aisw::"  # the package of the QNN ops that npukit itself raises
+
 Outputs = Sequence[tuple[str, Sequence[int]]]
 
 
@@ -38,8 +40,9 @@ Outputs = Sequence[tuple[str, Sequence[int]]]
 class CustomOp:
     """One op of a model's own domain.
 
-    An op needs a `body`, or `infer` together with `lower` or `package`. The body is the definition that everything is
-    checked against: without it the source cannot be run, and a conversion is not verified.
+    An op needs a `body`, or `infer` together with `lower` or `package`. The body, or where ONNX cannot say it
+    `compute`, is the definition that everything is checked against: without one the source cannot be run, and a
+    conversion is not verified.
 
     Attributes:
         domain: of the op, as the model imports it.
@@ -50,7 +53,12 @@ class CustomOp:
         lower: emits the QNN ops of a node, as the functions of `npukit.lowering.ops` do; None for those of the body.
         package: an op package that has an op of this name, which then is emitted as it is: attributes become its
             params, tensors are in the source's layout. The package must be registered on the device; npukit does not
-            validate or run it.
+            validate or run it. Raised to ONNX it is its body, or a node that `compute` runs.
+        compute: its definition in Python, instead of a body: `compute(*inputs, **attributes)` gives the output, or one
+            for each output. Inputs are arrays, None where left out; attributes are numbers, strings and lists of them;
+            outputs have the dtypes and shapes that `infer` says.
+        raises: how QNN ops that `lower` emitted become ONNX again, where they are of an op package: by
+            "package::type", functions as those of `npukit.raising` are. They go before body and compute.
         plugin: which plugin it comes from; set when that is read.
     """
 
@@ -60,6 +68,8 @@ class CustomOp:
     infer: Callable[[ir.Node], Outputs] | None = None
     lower: Callable[[Any, ir.Node], None] | None = None
     package: str = ""
+    compute: Callable[..., Any] | None = None
+    raises: Mapping[str, Callable[[Any], Any]] = field(default_factory=dict)
     plugin: str = ""
 
     @property
@@ -71,6 +81,11 @@ class CustomOp:
     def expands(self) -> bool:
         """Whether the body stands in for the op everywhere."""
         return self.lower is None and not self.package
+
+    @property
+    def runs(self) -> bool:
+        """Whether a source model with the op can be run here."""
+        return bool(self.body) or self.compute is not None
 
     @functools.cached_property
     def function(self) -> onnx.FunctionProto | None:
@@ -117,6 +132,12 @@ def find(domain: str, name: str) -> CustomOp | None:
     return _table(named).get((domain, name)) if named else None
 
 
+def find_raising(package: str, op_type: str) -> CustomOp | None:
+    """The op whose plugin says how a QNN op of an op package becomes ONNX. Raises UsageError as `use`."""
+    named = os.environ.get(VARIABLE, "")
+    return _raising(named).get(f"{package}::{op_type}") if named else None
+
+
 def ops() -> list[CustomOp]:
     """The ops of all plugins in use. Raises UsageError as `use`."""
     return list(_table(os.environ.get(VARIABLE, "")).values())
@@ -142,6 +163,19 @@ def _table(named: str) -> dict[tuple[str, str], CustomOp]:
                     f"the plugins {other.plugin} and {op.plugin} both define {op.title}", where="--plugin",
                     hint="name one of them",
                 )  # fmt: skip
+    return table
+
+
+@functools.lru_cache(maxsize=8)
+def _raising(named: str) -> dict[str, CustomOp]:
+    table: dict[str, CustomOp] = {}
+    for op in _table(named).values():
+        own = [f"{op.package}::{op.name}"] if op.package and op.runs else []
+        for key in dict.fromkeys([*op.raises, *own]):
+            other = table.setdefault(key, op)
+            if other is not op:
+                what = f"raises {key}, as {other.plugin} does for {other.title},"
+                raise UsageError(op.broken(what), where="--plugin", hint="one of them is enough")
     return table
 
 
@@ -205,6 +239,10 @@ def _fault(op: CustomOp) -> str:
         return "ONNX itself defines this op"
     if op.lower is not None and op.package:
         return "lower and package exclude one another"
+    if op.body and op.compute is not None:
+        return "body and compute exclude one another"
+    if wrong := [key for key in op.raises if "::" not in key or key.startswith(_QTI)]:
+        return f"raises names {wrong[0]!r}, which is no op of an op package: 'package::type' is"
     if not op.body:
         return "" if op.infer and not op.expands else "it needs a body, or infer together with lower or package"
     try:

@@ -14,17 +14,16 @@ import shutil
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import onnx_ir as ir
 
-from npukit.errors import UsageError
 from npukit.qnn.graph import Array, DType, Graph, Op, Tensor, TensorKind
 from npukit.quantization.roles import weight_axis
-from npukit.raising import foreign, raise_graph
+from npukit.raising import raise_graph, refuse_foreign
 from npukit.raising.encodings import dequantized, storage_dtype
-from npukit.runtime.ort import loadable
+from npukit.runtime.ort import loadable, open_session
 from npukit.worker import note
 
 # How far below the middle between two codes HTP's RmsNorm rounds up, in steps: it cuts off instead of rounding
@@ -62,11 +61,7 @@ class Simulation:
         import onnxruntime
 
         raised = raise_graph(as_computed(graph) if quantized == "qdq" else graph, quantized=quantized)
-        if unknown := foreign(raised):
-            raise UsageError(
-                f"ONNX Runtime cannot run {', '.join(unknown)}: ops without ONNX expression",
-                hint="quantize a model without them",
-            )
+        refuse_foreign(raised)
         if change is not None:
             change(raised)
         values = {output.name: output for node in raised.graph for output in node.outputs}
@@ -86,8 +81,7 @@ class Simulation:
         source, folder = loadable(raised, graph.static_bytes(), "npukit-simulation-")
         if folder is not None:
             weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
-        note("onnxruntime.InferenceSession")
-        self._session: Any = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+        self._session = open_session(source, options)
 
     def run(self, feeds: Mapping[str, Array], names: Sequence[str] | None = None) -> dict[str, Array]:
         """Run on native arrays by tensor name; gives `names`, or every output."""

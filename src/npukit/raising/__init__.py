@@ -14,10 +14,10 @@ from npukit.raising import (
     sampling,
     spatial,
 )
-from npukit.raising.graph import foreign, newest_opset, raise_graph, unraised
+from npukit.raising.graph import newest_opset, raise_graph, refuse_foreign, unraised
 from npukit.raising.registry import RAISERS, raises
 
-__all__ = ["RAISERS", "foreign", "newest_opset", "raise_graph", "raises", "unraised"]
+__all__ = ["RAISERS", "newest_opset", "raise_graph", "raises", "refuse_foreign", "unraised"]
 
 _FAMILIES = (
     detection,

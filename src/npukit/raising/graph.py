@@ -7,18 +7,19 @@ from __future__ import annotations
 from functools import cache
 from typing import Literal
 
-import numpy as np
 import onnx
 import onnx_ir as ir
 
 from npukit import plugins
 from npukit.errors import GraphError, UsageError
 from npukit.qnn.graph import DType, Graph, Op, Tensor, TensorKind
-from npukit.raising.emit import Attribute, Build, Emit, ir_type
+from npukit.raising.custom import attributes, custom_raiser
+from npukit.raising.emit import Build, Emit, ir_type
 from npukit.raising.registry import OPSETS, RAISERS, Raised, Unraisable
 
 QTI_DOMAIN = "qti.aisw"
 _OLDEST_OPSET = 21  # 16-bit QuantizeLinear and DequantizeLinear
+_RUNTIME_DOMAINS = ("ai.onnx.ml", "com.microsoft")  # bodies of plugins may use them
 _IR_VERSION = 10  # the first that goes with opset 21; nothing newer is used
 
 Quantized = Literal["qdq", "float"]
@@ -57,9 +58,24 @@ def unraised(graph: Graph) -> list[Op]:
     return _raised(graph, "float", _OLDEST_OPSET)[1]
 
 
-def foreign(model: ir.Model) -> list[str]:
-    """Op types of a raised model that ONNX Runtime cannot run."""
-    return sorted({n.op_type for n in model.graph if n.domain and n.op_identifier() not in model.functions})
+def refuse_foreign(model: ir.Model, where: str = "") -> None:
+    """Raise UsageError, which names them all, where a raised model has ops that nobody here can run."""
+    found = sorted({(n.domain, n.op_type) for n in model.graph if n.domain and not _runs(n.domain, n.op_type)})
+    if not found:
+        return
+    packages = sorted({domain for domain, _ in found} - {QTI_DOMAIN})
+    hint = "run it with --backend qnn-cpu"
+    if packages:
+        hint = f"name a plugin (--plugin) that raises ops of {', '.join(packages)}: by body, compute or raises"
+    raise UsageError(
+        f"the graph has ops without ONNX expression: {', '.join(name for _, name in found)}", where=where, hint=hint
+    )
+
+
+def _runs(domain: str, name: str) -> bool:
+    """Whether ONNX Runtime has an op of another domain than ai.onnx, or a plugin in use computes it."""
+    custom = plugins.find(domain, name)
+    return domain in _RUNTIME_DOMAINS or (custom is not None and custom.compute is not None)
 
 
 def raise_graph(graph: Graph, *, quantized: Quantized = "qdq", opset: int | None = None) -> ir.Model:
@@ -89,31 +105,12 @@ def _raised(graph: Graph, quantized: Quantized, version: int) -> tuple[ir.Model,
     build = Build({tensor.name for tensor in graph.tensors()}, quantized, version)
     inputs = [_input(build, tensor) for tensor in graph.inputs]
     kept = [op for op in graph.ops if not _raise_op(build, op)]
-    functions = _bodies(kept)
     outputs = [_output(build, tensor) for tensor in graph.outputs]
-    imports = {"": version}
-    imports.update({op.package: 1 for op in kept})
+    imports = {node.domain: 1 for node in build.nodes} | {"": version}
     raised = ir.Graph(
         inputs, outputs, nodes=build.nodes, initializers=_used(build), opset_imports=imports, name=graph.name or "graph"
     )
-    model = ir.Model(raised, ir_version=_IR_VERSION, producer_name="npukit", functions=functions)
-    return model, [op for op in kept if (op.package, op.type, "") not in model.functions]
-
-
-def _bodies(kept: list[Op]) -> list[ir.Function]:
-    """What plugins say of ops of op packages, where their tensors hold the real values that a body is about."""
-    coded = {
-        (op.package, op.type) for op in kept if any(t is not None and t.encoding for t in (*op.inputs, *op.outputs))
-    }
-    found = {}
-    for custom in plugins.ops():
-        key = (custom.package, custom.name)
-        if custom.function is not None and key in {(op.package, op.type) for op in kept} - coded:
-            body = onnx.FunctionProto()
-            body.CopyFrom(custom.function)
-            body.domain = custom.package
-            found[key] = ir.serde.deserialize_function(body)
-    return list(found.values())
+    return ir.Model(raised, ir_version=_IR_VERSION, producer_name="npukit"), kept
 
 
 def _used(build: Build) -> list[ir.Value]:
@@ -138,7 +135,7 @@ def _output(build: Build, tensor: Tensor) -> ir.Value:
 def _raise_op(build: Build, op: Op) -> bool:
     """Append one op's nodes; False where it is kept as a node of its own."""
     emit = Emit(build, op)
-    function = RAISERS.get(op.type) if op.package == QTI_DOMAIN else None
+    function = RAISERS.get(op.type) if op.package == QTI_DOMAIN else custom_raiser(op)
     try:
         if function is None:
             raise Unraisable(op.type)
@@ -189,15 +186,7 @@ def _keep(emit: Emit) -> None:
     """A node of the QNN op itself: native values in and out, params as attributes."""
     build, op = emit.build, emit.op
     inputs = [None if t is None or t.kind is TensorKind.NULL else emit.codes(i) for i, t in enumerate(op.inputs)]
-    attrs: dict[str, Attribute] = {}
-    for name, param in op.params.items():
-        plain = param.value.tolist() if isinstance(param.value, np.ndarray) else param.value
-        flat = list(np.ravel(plain)) if isinstance(plain, list) else None
-        if flat is None:
-            attrs[name] = int(plain) if isinstance(plain, bool) else plain
-        else:
-            attrs[name] = [v.item() if isinstance(v, np.generic) else v for v in flat]
-    node = build.node(op.type, inputs, len(op.outputs), attrs, op.package)
+    node = build.node(op.type, inputs, len(op.outputs), attributes(op), op.package)
     for value, tensor in zip(node.outputs, op.outputs, strict=True):
         value.name, value.shape = tensor.name, ir.Shape(tensor.shape)
         floating = tensor.dtype.is_quantized and not build.qdq

@@ -95,7 +95,7 @@ class EmulatedEngine(OrtEngine):
             probe.tensor, probe.node, probe.op_type, probe.dtype, count, nans, largest, runs
         )
 
-    def _make(self, source: str | bytes, options: onnxruntime.SessionOptions) -> Any:
+    def _make(self, source: Path | bytes, options: onnxruntime.SessionOptions) -> Any:
         import onnxruntime
 
         # Constants are folded and nothing else: no fusion may leave out a rounding.

@@ -44,6 +44,7 @@ _TYPES: dict[str, tuple[int, str]] = {
     "int4": (22, "int4"),
 }  # fmt: skip
 _BY_DTYPE = {name: code for code, name in _TYPES.values()}
+_NO_NUMPY = frozenset(code for name, code in _BY_DTYPE.items() if hasattr(ml_dtypes, name))
 _PACKED = frozenset({"int4", "uint4"})
 _FOREIGN = frozenset(name for _, name in _TYPES.values() if hasattr(ml_dtypes, name))
 _EMBED_LIMIT = 1 << 30  # above it the weights of a model go beside it: one protobuf holds 2 GiB
@@ -93,21 +94,55 @@ def loadable(
     return path, folder
 
 
+def open_session(source: bytes | Path, options: onnxruntime.SessionOptions) -> Any:
+    """A session for a raised graph: an InferenceSession, or what stands for it where a plugin computes ops in Python.
+
+    Args:
+        source: the model's bytes, or its file.
+        options: of ONNX Runtime; the folder of external data is added to them.
+
+    Raises:
+        ModelError: what a plugin computes has unknown types.
+        Exception: ONNX Runtime's own, where it refuses the model.
+    """
+    from npukit.runtime.ort_parts import Parts, has_computed
+
+    if any(op.compute is not None for op in plugins.ops()):
+        model, folder = _read(source, options)
+        if has_computed(model):
+            return Parts(model, folder, lambda part: _make(part, options))
+    return _make(source, options)
+
+
+def _make(source: bytes | Path, options: onnxruntime.SessionOptions) -> Any:
+    import onnxruntime
+
+    note("onnxruntime.InferenceSession")
+    given = str(source) if isinstance(source, Path) else source
+    return onnxruntime.InferenceSession(given, options, providers=["CPUExecutionProvider"])
+
+
+def _read(source: bytes | Path, options: onnxruntime.SessionOptions) -> tuple[onnx.ModelProto, Path]:
+    """The model and the folder of its external data, which is left there and named in `options`."""
+    import onnx
+
+    if not isinstance(source, Path):
+        return onnx.load_from_string(source), Path()
+    folder = source.resolve().parent
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
+    return onnx.load(source, load_external_data=False), folder
+
+
 def _raised(request: Request) -> OrtEngine:
     from npukit.artifacts import dlc
-    from npukit.raising import foreign, raise_graph
+    from npukit.raising import raise_graph, refuse_foreign
     from npukit.runtime.qnn import pick_graph
 
     assert request.path is not None
     model, stamp = dlc.read(Path(request.path))
     graph = pick_graph(model, request.graph, request.path)
     raised = raise_graph(graph, quantized="qdq")
-    if unknown := foreign(raised):
-        raise UsageError(
-            f"the graph has ops without ONNX expression: {', '.join(unknown)}",
-            where=request.path,
-            hint="run it with --backend qnn-cpu",
-        )
+    refuse_foreign(raised, request.path)
     source, folder = loadable(raised, graph.static_bytes(), "npukit-raised-")
     if stamp is not None:
         contract = ports_of(stamp, graph, "inputs"), ports_of(stamp, graph, "outputs")
@@ -191,6 +226,8 @@ class OrtEngine:
         note("onnxruntime.run")
         try:
             results = self._run_foreign(inputs) if self._foreign else self._run_plain(inputs)
+        except NpukitError:  # a plugin's
+            raise
         except Exception as error:  # pybind's exceptions have no common base below Exception
             raise NativeError(f"ONNX Runtime failed: {text_of(error)}") from error
         if outputs is not None:
@@ -255,13 +292,9 @@ class OrtEngine:
         if profile_prefix is not None:
             options.enable_profiling = True
             options.profile_file_prefix = profile_prefix
-        source: str | bytes = str(self._source) if isinstance(self._source, Path) else self._source
         where = self._source.name if isinstance(self._source, Path) else ""
-        note("onnxruntime.InferenceSession")
         try:
-            if self._fetch or plugins.ops():
-                source = self._edited(options)
-            session = self._make(source, options)
+            session = self._session_of(self._source, options)
         except NpukitError:
             raise
         except Exception as error:
@@ -275,22 +308,33 @@ class OrtEngine:
         session.disable_fallback()
         return session
 
-    def _make(self, source: str | bytes, options: onnxruntime.SessionOptions) -> Any:
-        import onnxruntime
+    def _session_of(self, source: Path | bytes, options: onnxruntime.SessionOptions) -> Any:
+        if not self._fetch and not plugins.ops():
+            return self._make(source, options)
+        from npukit.runtime.ort_parts import has_computed
 
-        return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+        model, folder = _read(source, options)
+        self._edit(model)
+        if has_computed(model):
+            return self._make_parts(model, folder, options)
+        return self._make(model.SerializeToString(), options)
 
-    def _edited(self, options: onnxruntime.SessionOptions) -> bytes:
-        """The model with the fetched values among its outputs, and what plugins define; weights stay where they are."""
+    def _make_parts(self, model: onnx.ModelProto, folder: Path, options: onnxruntime.SessionOptions) -> Any:
+        from npukit.runtime.ort_parts import Parts
+
+        if options.enable_profiling:
+            raise UsageError("a model with an op that a plugin computes in Python cannot be profiled")
+        if any(value.type.tensor_type.elem_type in _NO_NUMPY for value in (*model.graph.input, *model.graph.output)):
+            raise UsageError("with an op that a plugin computes in Python, inputs and outputs need dtypes of numpy")
+        return Parts(model, folder, lambda part: self._make(part, options))
+
+    def _make(self, source: Path | bytes, options: onnxruntime.SessionOptions) -> Any:
+        return _make(source, options)
+
+    def _edit(self, model: onnx.ModelProto) -> None:
+        """Put the fetched values among the outputs, and into the model what plugins define."""
         import onnx
 
-        if isinstance(self._source, Path):
-            model = onnx.load(self._source, load_external_data=False)
-            options.add_session_config_entry(
-                "session.model_external_initializers_file_folder_path", str(self._source.resolve().parent)
-            )
-        else:
-            model = onnx.load_from_string(self._source)
         known = _values(model)
         missing = [name for name in self._fetch if name not in known]
         if missing:
@@ -299,22 +343,20 @@ class OrtEngine:
         model.graph.output.extend(onnx.ValueInfoProto(name=n) for n in dict.fromkeys(self._fetch) if n not in present)
         if not self._raised:
             _define(model)
-        data: bytes = model.SerializeToString()
-        return data
 
 
 def _define(model: onnx.ModelProto) -> None:
     """Put the bodies of ops that plugins define into a model as its functions.
 
     Raises:
-        ModelError: a plugin defines an op of the model without a body.
+        ModelError: a plugin says of an op of the model neither what its body is nor how it is computed.
     """
     used = {(node.domain, node.op_type) for node in model.graph.node}
-    bodiless = [op for op in plugins.ops() if (op.domain, op.name) in used and op.function is None]
+    bodiless = [op for op in plugins.ops() if (op.domain, op.name) in used and not op.runs]
     if bodiless:
         raise ModelError(
-            bodiless[0].broken("gives no body") + ": ONNX Runtime cannot run the model",
-            hint="give it one, or leave the verification out (--no-verify)",
+            bodiless[0].broken("gives neither body nor compute") + ": the model cannot be run",
+            hint="add body (an ONNX function) or compute (a Python function), or do not verify (--no-verify)",
         )
     own = {(function.domain, function.name) for function in model.functions}
     bodies = [op.function for op in plugins.ops() if op.function is not None and (op.domain, op.name) not in own]

@@ -23,6 +23,7 @@ from npukit.runtime.engine import Placement, Request
 from npukit.runtime.ort import OrtEngine, text_of
 
 if TYPE_CHECKING:
+    import onnx
     import onnxruntime
 
 _PROVIDER = "QNNExecutionProvider"
@@ -67,7 +68,10 @@ class OrtQnnEngine(OrtEngine):
         library = f"{self.description.library}, {self._library.path.name} {self._library.build_id}{chip}"
         self.description = replace(self.description, backend="ort-qnn", placement=rows, library=library)
 
-    def _make(self, source: str | bytes, options: onnxruntime.SessionOptions) -> Any:
+    def _make_parts(self, model: onnx.ModelProto, folder: Path, options: onnxruntime.SessionOptions) -> Any:
+        raise UsageError("the QNN provider does not run ops that a plugin computes in Python", hint="--backend ort")
+
+    def _make(self, source: Path | bytes, options: onnxruntime.SessionOptions) -> Any:
         import onnxruntime
 
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
@@ -79,7 +83,8 @@ class OrtQnnEngine(OrtEngine):
                 provider |= {"soc_model": str(self._target.soc_id), "htp_arch": str(self._target.arch)}
         options.add_provider_for_devices(_devices(onnxruntime)[:1], provider)
         try:
-            session = onnxruntime.InferenceSession(source, options, enable_fallback=0)
+            given = str(source) if isinstance(source, Path) else source
+            session = onnxruntime.InferenceSession(given, options, enable_fallback=0)
         except Exception as error:
             message = text_of(error)
             if "creating execution provider" in message:

@@ -22,6 +22,7 @@ from npukit.qnn.api.backend import Backend, Context, on_device
 from npukit.qnn.api.execution import Event, GraphHandle, Profile
 from npukit.qnn.api.quiet import quiet_fds
 from npukit.qnn.graph import Graph, Model
+from npukit.qnn.opdefs import PACKAGE
 from npukit.runtime.contract import Array, Port, held_ports, ignored_ports, native_ports, numpy_name, ports_of
 from npukit.runtime.engine import Description, Placement, ProfileEvent, Request
 from npukit.worker import note
@@ -183,12 +184,15 @@ def _compose(backend: Backend, graph: Graph) -> GraphHandle:
             if reason is not None:
                 faults.append(Fault(f"{op.type} is refused: {reason}", where=op.name))
         if faults:
+            hint = "convert the source model for this target: npukit convert --target"
+            if any(op.package != PACKAGE for op in graph.ops):
+                hint = "no library here has the op package; --backend ort computes its ops as a plugin says (--plugin)"
             more = f", the first {_MAX_FAULTS} are shown" if len(faults) > _MAX_FAULTS else ""
             raise GraphError(
                 f"{len(faults)} of {len(graph.ops)} ops cannot run on qnn-{backend.role}{_soc(backend)}{more}",
                 where=f"graph {graph.name!r}",
                 faults=faults[:_MAX_FAULTS],
-                hint="convert the source model for this target: npukit convert --target",
+                hint=hint,
             )
         handle = backend.context().add_graph(graph, validate=False)
         handle.finalize()

@@ -354,7 +354,7 @@ def _how_to_verify(options: ConvertOptions, converted: Converted) -> tuple[str, 
     if options.verify_backend:
         return options.verify_backend, ""
     if any(op_type not in OPS for op_type in converted.ops):
-        return "ort", ""  # an op of a package, which no backend here knows: it is simulated by its plugin's body
+        return "ort", ""  # an op of a package, which no backend here knows: its plugin says what it computes
     if "qnn-cpu" in converted.stamp.targets or converted.gflop > _EMULATOR_GFLOP:
         return "qnn-cpu", ""
     return "qnn-htp", ""

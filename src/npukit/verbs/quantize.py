@@ -422,10 +422,14 @@ def _calibrate(
 
 def _how_to_verify(options: QuantizeOptions, quantized: Quantized) -> tuple[str, str]:
     """The backend to verify on, or why the verification is left out."""
+    from npukit.qnn.opdefs import OPS
+
     if why := unjudged(options.verify, options.verify_limit, quantized.weight_bytes, quantized.gflop):
         return "", why
     if options.verify_backend:
         return options.verify_backend, ""
+    if any(op_type not in OPS for op_type in quantized.ops):
+        return "ort", ""  # an op of a package, which no backend here knows: its plugin says what it computes
     if "qnn-cpu" in options.target:
         return "qnn-cpu", ""
     affordable = _EMULATOR_GFLOP.get(quantized.precision, 0.0)

@@ -27,6 +27,7 @@ from npukit.frontends.onnx.io_config import IoConfig
 from npukit.frontends.onnx.read_model import read_model
 from npukit.frontends.onnx.strip_quantization import SourceEncoding
 from npukit.qnn.graph import Array, Graph, Held, Model
+from npukit.qnn.opdefs import PACKAGE
 from npukit.quantization import encodings_file
 from npukit.quantization.assign import FLOAT, Assigned, Legal, Plan, assign
 from npukit.quantization.calibrated import OUTPUT_MSE, Calibrated, Scheme
@@ -505,6 +506,11 @@ def _honoured(options: QuantizeOptions, path: Path, stamp: Stamp) -> tuple[Encod
     return found, stamp
 
 
+def _packaged() -> bool:
+    """Whether the graph has ops of op packages, which only a plugin can compute, and ONNX Runtime beside it."""
+    return any(op.package != PACKAGE for op in _current().graph.ops)
+
+
 def _masks() -> Iterator[str]:
     """A note where calibration never met what a mask is for."""
     names = unseen_masks(_current().graph, _calibration())
@@ -541,6 +547,7 @@ def verify(
             model=path,
             against=cut_source(source, _current().stamp, stack),
             backend=backend,
+            reference_backend="ort" if backend == "ort" and _packaged() else None,
             target=options.target[0] if backend == "qnn-htp" else None,
             seed=DEFAULT_SEED,
             min_sqnr=options.min_sqnr,
