@@ -5,14 +5,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
+import npukit
 from benchmarks import simulation_run
+from npukit.artifacts.dlc import read
 from npukit.qnn.graph import DType, Encoding, Graph, Op, Param, Tensor, TensorKind
 from npukit.quantization.capabilities import capability
-from npukit.quantization.simulation import as_computed
+from npukit.quantization.simulation import Simulation, native_feeds, real_outputs
+from npukit.raising import as_computed
+from npukit.targets import htp_arch
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -81,6 +87,41 @@ def test_what_htp_computes_at_once_is_not_rounded_between() -> None:
     for kind, count in (("Concat", 4), ("Sigmoid", 4)):
         joined.ops.append(Op(kind, kind, [result], [Tensor(kind, DType.UFIXED_POINT_8, (1, 2, 2, 4))]))
         assert len(as_computed(joined).ops) == count, "a Concat and another reader keep them apart"
+
+
+def test_old_architectures_round_between_and_qnn_cpu_computes_what_is_defined() -> None:
+    assert [op.type for op in as_computed(_pair("HardSwish"), 68).ops] == ["Batchnorm", "HardSwish"]
+    assert as_computed(_norm("LayerNorm"), 68).ops[0].inputs[2].name == "b/added"
+    graph = _norm("LayerNorm")
+    assert as_computed(graph, 0) is graph
+    cases = {("sm8550",): 73, ("sm8750", "sm8350"): 68, ("qnn-cpu", "htp-v73"): 73, (): 73, ("?",): 73, ("qnn-cpu",): 0}
+    assert {names: htp_arch(names) for names in cases} == cases
+
+
+@pytest.mark.native
+def test_a_session_on_ort_computes_as_the_emulator_and_the_simulation_do(tmp_path: Path) -> None:
+    text = """<ir_version: 9, opset_import: ["": 18]> g (float[1, 32, 64] x) => (float[1, 32, 64] y)
+    { n = LayerNormalization (x, gamma, beta) y = Identity (n) }"""
+    model, numbers = onnx.parser.parse_model(text), np.random.default_rng(0)
+    for name in ("gamma", "beta"):
+        values = numbers.normal(1, 0.5, 64).astype(np.float32)
+        model.graph.initializer.append(onnx.numpy_helper.from_array(values, name))
+    onnx.save(model, tmp_path / "norm.onnx")
+    data = numbers.normal(size=(8, 1, 32, 64)).astype(np.float32)
+    npukit.quantize(
+        tmp_path / "norm.onnx", calibration=list(data), output=tmp_path / "q.dlc", target="sm8550", verify=False
+    )
+    graph = next(iter(read(tmp_path / "q.dlc")[0].graphs.values()))
+    step = graph.outputs[0].encoding.scale
+    found = {}
+    for backend in ("ort", "qnn-htp"):
+        with npukit.Session(tmp_path / "q.dlc", backend=backend) as session:
+            found[backend] = session.run({"x": data[0]})["y"]
+    feeds = native_feeds(graph, {"x": data[0]}, "qdq")
+    for arch, least, most in ((73, 0.9, 1.0), (0, 0.0, 0.85)):  # as HTP computes, and as the definitions say
+        ours = real_outputs(graph, Simulation(graph, "qdq", arch=arch).run(feeds))["y"]
+        assert np.array_equal(ours, found["ort"]) is (arch == 73)
+        assert least <= (np.abs(ours - found["qnn-htp"]) < step / 2).mean() <= most
 
 
 @pytest.mark.native

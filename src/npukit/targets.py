@@ -383,6 +383,13 @@ def resolve(names: tuple[str, ...] | list[str]) -> tuple[Target, ...]:
     return tuple(found.values())
 
 
+def htp_arch(names: tuple[str, ...]) -> int:
+    """The oldest Hexagon architecture of targets by name (none known: of `portable()`); 0 where none is HTP."""
+    chips = {chip.name: chip for chip in (*TARGETS.values(), *portable())}
+    found = [chips[name] for name in names if name in chips] or portable()
+    return min((chip.arch or 0 for chip in found if chip.backend == "qnn-htp"), default=0)
+
+
 def by_soc_id(soc_id: int) -> Mapping[str, Target]:
     """Rows with this SoC model, by name: several chips may share one."""
     return {name: row for name, row in TARGETS.items() if row.soc_id == soc_id}

@@ -13,26 +13,16 @@ from __future__ import annotations
 import shutil
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from typing import Literal
 
 import numpy as np
 import onnx_ir as ir
 
-from npukit.qnn.graph import Array, DType, Graph, Op, Tensor, TensorKind
-from npukit.quantization.roles import weight_axis
-from npukit.raising import raise_graph, refuse_foreign
-from npukit.raising.encodings import dequantized, storage_dtype
+from npukit.qnn.graph import Array, Graph, Tensor, TensorKind
+from npukit.raising import as_computed, raise_graph, refuse_foreign
+from npukit.raising.encodings import storage_dtype
 from npukit.runtime.ort import loadable, open_session
 from npukit.worker import note
-
-# How far below the middle between two codes HTP's RmsNorm rounds up, in steps: it cuts off instead of rounding
-# (measured on the emulator, V68 to V79: errors of -0.97 to 0.06 steps; benchmarks/simulation.py).
-_RMS_NORM_CUTS = 0.45
-# Products whose result goes into the next op unrounded (V73 to V79; V68 and V69 round; measured on pairs).
-_PRODUCTS = ("Conv2d", "DepthWiseConv2d", "FullyConnected", "MatMul", "Batchnorm")
-_FUSED = {"HardSwish": _PRODUCTS, "Prelu": (*_PRODUCTS, "TransposeConv2d")}
-_HARD_SWISH = 3  # of ElementWiseNeuron's `operation`
 
 
 class Simulation:
@@ -44,6 +34,7 @@ class Simulation:
         fetch: tensors to be had beside the graph's outputs.
         threads: of ONNX Runtime; None for its choice.
         change: what is done to the raised model before it is loaded.
+        arch: Hexagon architecture whose arithmetic "qdq" has; 0 for what the ops' definitions say.
 
     Raises:
         UsageError: the graph has ops without ONNX expression; all are named.
@@ -57,10 +48,11 @@ class Simulation:
         fetch: Sequence[Tensor] = (),
         threads: int | None = None,
         change: Callable[[ir.Model], None] | None = None,
+        arch: int = 73,
     ) -> None:
         import onnxruntime
 
-        raised = raise_graph(as_computed(graph) if quantized == "qdq" else graph, quantized=quantized)
+        raised = raise_graph(as_computed(graph, arch) if quantized == "qdq" else graph, quantized=quantized)
         refuse_foreign(raised)
         if change is not None:
             change(raised)
@@ -88,65 +80,6 @@ class Simulation:
         wanted = list(self.outputs if names is None else names)
         note("onnxruntime.run")
         return dict(zip(wanted, self._session.run(wanted, dict(feeds)), strict=True))
-
-
-def as_computed(graph: Graph) -> Graph:
-    """`graph` in the form whose definitions give what HTP computes from V73 on. The graph itself is untouched.
-
-    LayerNorm adds its beta in whole steps of the output, and RmsNorm rounds down: at 8 bits they keep 2 and 4 dB less
-    than their definitions would. Prelu and HardSwish take what a product before them makes without rounding: 2 dB more.
-    """
-    ops: list[Op] = []
-    exact: dict[int, Tensor] = {}
-    readers = _readers(graph)
-    for op in graph.ops:
-        made = _norm_as_computed(op) if op.type in ("LayerNorm", "RmsNorm") else op
-        made = replace(made, inputs=[t if t is None else exact.get(id(t), t) for t in made.inputs])
-        output = op.outputs[0] if op.outputs else None
-        if output is not None and len(found := readers.get(id(output), [])) == 1 and _fused(op, found[0], readers):
-            real = exact[id(output)] = Tensor(f"{output.name}/unrounded", DType.FLOAT_32, output.shape)
-            ops.append(replace(made, outputs=[real]))
-            ops.append(Op(f"{op.name}/rounded", "Quantize", [real], [output]))  # for whoever fetches it
-        else:
-            ops.append(made)
-    return Graph(graph.name, graph.inputs, graph.outputs, ops)
-
-
-def _readers(graph: Graph) -> dict[int, list[Op]]:
-    found: dict[int, list[Op]] = {}
-    for op in graph.ops:
-        for tensor in op.inputs:
-            if tensor is not None:
-                found.setdefault(id(tensor), []).append(op)
-    return found
-
-
-def _fused(op: Op, reader: Op, readers: dict[int, list[Op]]) -> bool:
-    """Whether HTP computes both at once: at 8 bits, and where nothing else reads what is between.
-
-    Nor where a Concat and another op read the result.
-    """
-    after = readers.get(id(reader.outputs[0]), [])
-    if len(after) > 1 and any(last.type == "Concat" for last in after):
-        return False
-    neuron = reader.params.get("operation") if reader.type == "ElementWiseNeuron" else None
-    kind = "HardSwish" if neuron is not None and neuron.value == _HARD_SWISH else reader.type
-    if op.type not in _FUSED.get(kind, ()) or (op.type == "MatMul" and weight_axis(op) is None):
-        return False
-    return all(
-        t is not None and t.dtype is DType.UFIXED_POINT_8 for t in (op.inputs[0], op.outputs[0], reader.outputs[0])
-    )
-
-
-def _norm_as_computed(op: Op) -> Op:
-    output, beta = op.outputs[0], op.inputs[2] if len(op.inputs) > 2 else None
-    if output.encoding is None or beta is None or beta.data is None or not beta.dtype.is_quantized:
-        return op
-    step = output.encoding.scale
-    values = dequantized(beta).astype(np.float64)
-    values = np.rint(values / step) * step if op.type == "LayerNorm" else values - _RMS_NORM_CUTS * step
-    added = Tensor(f"{beta.name}/added", DType.FLOAT_32, beta.shape, TensorKind.STATIC, data=values.astype(np.float32))
-    return replace(op, inputs=[*op.inputs[:2], added, *op.inputs[3:]])
 
 
 def native_feeds(graph: Graph, sample: Mapping[str, Array], quantized: Literal["float", "qdq"]) -> dict[str, Array]:

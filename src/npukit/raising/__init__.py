@@ -15,9 +15,10 @@ from npukit.raising import (
     spatial,
 )
 from npukit.raising.graph import newest_opset, raise_graph, refuse_foreign, unraised
+from npukit.raising.htp_form import as_computed
 from npukit.raising.registry import RAISERS, raises
 
-__all__ = ["RAISERS", "newest_opset", "raise_graph", "raises", "refuse_foreign", "unraised"]
+__all__ = ["RAISERS", "as_computed", "newest_opset", "raise_graph", "raises", "refuse_foreign", "unraised"]
 
 _FAMILIES = (
     detection,

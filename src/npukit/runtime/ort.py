@@ -135,13 +135,15 @@ def _read(source: bytes | Path, options: onnxruntime.SessionOptions) -> tuple[on
 
 def _raised(request: Request) -> OrtEngine:
     from npukit.artifacts import dlc
-    from npukit.raising import raise_graph, refuse_foreign
+    from npukit.raising import as_computed, raise_graph, refuse_foreign
     from npukit.runtime.qnn import pick_graph
+    from npukit.targets import htp_arch
 
     assert request.path is not None
     model, stamp = dlc.read(Path(request.path))
     graph = pick_graph(model, request.graph, request.path)
-    raised = raise_graph(graph, quantized="qdq")
+    arch = htp_arch(stamp.targets if stamp is not None else ())
+    raised = raise_graph(as_computed(graph, arch), quantized="qdq")
     refuse_foreign(raised, request.path)
     source, folder = loadable(raised, graph.static_bytes(), "npukit-raised-")
     if stamp is not None:

@@ -47,7 +47,7 @@ from npukit.quantization.smooth import smooth, smoothing
 from npukit.quantization.source import Source, own_entries, source_of, with_axes
 from npukit.runtime.file_kind import file_kind
 from npukit.runtime.qnn import pick_graph
-from npukit.targets import resolve
+from npukit.targets import htp_arch, resolve
 from npukit.verbs import options as o
 from npukit.verbs.contract import SOURCE_DTYPES, contract_inputs, contract_outputs, io_tensor, source_stamp
 from npukit.verbs.convert import ConvertOptions, lower_source, validator
@@ -434,7 +434,7 @@ def references(samples: list[dict[str, Array]]) -> list[dict[str, Array]]:
 def attempt(options: QuantizeOptions, levels: Mapping[str, int]) -> tuple[list[dict[str, Array]], int, int]:
     """Outputs of the quantized graph in simulation, estimated traffic and size of the constants in bytes."""
     graph = _assigned(options, levels).graph
-    simulation = Simulation(graph, "qdq", threads=options.threads)
+    simulation = Simulation(graph, "qdq", threads=options.threads, arch=htp_arch(options.target))
     results = [real_outputs(graph, simulation.run(native_feeds(graph, sample, "qdq"))) for sample in _current().samples]
     held = _held(options, graph)
     return results, cost.traffic(held), held.static_bytes()
