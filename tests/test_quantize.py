@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -148,6 +149,49 @@ def test_saved_encodings_reproduce_the_artifact(tmp_path: Path, images: np.ndarr
         return {t.name: (t.dtype, t.encoding) for t in graph.tensors()}
 
     assert held(first.path) == held(again.path)
+
+
+def test_what_saving_encodings_leaves_out_is_said(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    text = """<ir_version: 9, opset_import: ["": 18]> g (float[1, 16, 32] x) => (float[1, 16, 32] y)
+    { n = LayerNormalization (x, gamma, beta) y = MatMul (n, weight) }"""
+    model, gamma = onnx.parser.parse_model(text), np.ones(32)
+    gamma[5] = 100  # the outlier that smoothing is for
+    for name, values in (("gamma", gamma), ("beta", np.zeros(32)), ("weight", rng.normal(0, 0.2, (32, 32)))):
+        model.graph.initializer.append(numpy_helper.from_array(values.astype(np.float32), name))
+    onnx.save(model, tmp_path / "m.onnx")
+    data = list(rng.normal(size=(8, 1, 16, 32)).astype(np.float32))
+
+    def made(**options: Any) -> Any:
+        return npukit.quantize(
+            tmp_path / "m.onnx", calibration=data, output=tmp_path / "q.dlc", target="sm8650", verify_backend="ort",
+            min_sqnr=1, max_error=1, **options,
+        )  # fmt: skip
+
+    def left_out(result: Any) -> list[str]:
+        return [note for note in result.quantized.notes if "left out" in note]
+
+    def sqnr(result: Any) -> float:
+        return float(result.verification.outputs[0].metrics.sqnr_db)
+
+    smoothed, saved = made(), made(save_encodings=tmp_path / "e.json")
+    assert left_out(smoothed) == []
+    (note,) = left_out(saved)
+    found = re.fullmatch(
+        r"smoothing of one place was left out, where by an estimate, without the rounding of results, noise is up to "
+        r"([\d.]+) dB higher: saved encodings are for the values as the source has them; a file quantized without "
+        r"--save-encodings may be more accurate",
+        note,
+    )
+    assert found is not None
+    assert 3 < sqnr(smoothed) - sqnr(saved) < float(found[1]) < 20
+    plain = made(smooth=False, save_encodings=tmp_path / "plain.json")
+    assert left_out(plain) == []
+    assert (tmp_path / "plain.json").read_bytes() == (tmp_path / "e.json").read_bytes()
+    (note,) = left_out(made(equalize=True, save_encodings=tmp_path / "e.json"))
+    assert note.startswith("equalization was left out and smoothing of one place was left out, where")
+    (note,) = left_out(made(equalize=True, encodings=tmp_path / "e.json"))
+    assert note.startswith("equalization and smoothing were left out: encodings that were given")
 
 
 @pytest.mark.parametrize("version", ["0.6.1", "1.0.0", "2.0.0"])

@@ -43,7 +43,7 @@ from npukit.quantization.rounding import Moments
 from npukit.quantization.search import Unit
 from npukit.quantization.sensitivity import find_units
 from npukit.quantization.simulation import Simulation, native_feeds, real_outputs
-from npukit.quantization.smooth import smooth, smoothing
+from npukit.quantization.smooth import Smoothed, smooth, smoothing
 from npukit.quantization.source import Source, own_entries, source_of, with_axes
 from npukit.runtime.file_kind import file_kind
 from npukit.runtime.qnn import pick_graph
@@ -82,6 +82,7 @@ class _State:
 
     Attributes:
         graph: the float graph.
+        uneven: what `steps` are done to: the graph itself, or a copy that only shows what they would do.
         legal: what the targets take.
         stamp: all of the stamp that is known before.
         contract: the stamp's inputs and outputs for a quantized graph.
@@ -90,7 +91,7 @@ class _State:
         own: what the source said of its own quantization.
         notes: of the front end.
         stack: the validation libraries.
-        steps: what is still to be done to the float graph, each with statistics of the graph before it.
+        steps: what is still to be done to `uneven`, each with statistics of the graph before it.
         statistics: those of the first of `steps`.
         calibration: what was observed, once `steps` are done.
         encodings: made once the calibration is done; keeps the weights it has quantized.
@@ -98,6 +99,7 @@ class _State:
     """
 
     graph: Graph
+    uneven: Graph
     legal: Legal
     stamp: Stamp
     contract: Callable[[Graph], tuple[tuple[IoTensor, ...], tuple[IoTensor, ...]]]
@@ -141,11 +143,14 @@ def prepare(options: QuantizeOptions) -> list[Port]:
     if own.entries:
         matched = _with_own(matched, own, graph, stamp.names)
     # Encodings that were given, or that are to be saved, are for values as the source has them.
-    scaled = not matched.forced and not options.float_fallback and options.save_encodings is None
-    if scaled:
-        graph = copied(graph)
-    steps = list(_scaling(options, graph)) if scaled else []
-    _state = _State(graph, legal, stamp, contract, digest, matched, own, notes, stack, steps)
+    given = bool(matched.forced) or options.float_fallback
+    uneven = copied(graph)
+    steps = [] if given else list(_scaling(options, uneven))
+    if not given and options.save_encodings is None:
+        graph = uneven
+    if given and (left := _left_out(options, graph)):
+        notes = (*notes, f"{left} left out: encodings that were given are for the values as the source has them")
+    _state = _State(graph, uneven, legal, stamp, contract, digest, matched, own, notes, stack, steps)
     return [
         Port(held.source, held.shape, SOURCE_DTYPES.get(held.dtype, held.dtype))
         for tensor in graph.inputs
@@ -163,15 +168,25 @@ def _scaling(options: QuantizeOptions, graph: Graph) -> Iterator[Callable[[Chann
         yield lambda seen: smooth(graph, seen.channels, **bits)
 
 
+def _left_out(options: QuantizeOptions, graph: Graph) -> str:
+    """Those of the steps that would be done with a graph, as the beginning of a sentence; empty for none."""
+    smooths = options.smooth and not options.float_fallback and bool(smoothing(graph))
+    names = ["equalization"] * options.equalize + ["smoothing"] * smooths
+    return f"{' and '.join(names)} {'were' if len(names) > 1 else 'was'}" if names else ""
+
+
 def next_step(options: QuantizeOptions) -> bool:
     """Do the step whose statistics were gathered; whether another one wants statistics. Then calibration can begin."""
     state = _current()
     if state.statistics is not None:
-        state.steps.pop(0)(state.statistics)
+        done = state.steps.pop(0)(state.statistics)
         state.statistics = None
+        if not state.steps and state.graph is not state.uneven:
+            state.notes = (*state.notes, *_cost_of_saving(options, done))
+            state.uneven = state.graph  # the copy's weights are let go
     if state.steps:
-        wanted = {id(t): t for t in (*absorbing(state.graph), *smoothing(state.graph))}
-        state.statistics = ChannelPass(state.graph, list(wanted.values()), options.threads)
+        wanted = {id(t): t for t in (*absorbing(state.uneven), *smoothing(state.uneven))}
+        state.statistics = ChannelPass(state.uneven, list(wanted.values()), options.threads)
         return True
     log.report("preparing the calibration", 0.08)
     weighted = [op.inputs[0] for op in state.graph.ops if weight_axis(op) is not None]
@@ -184,6 +199,22 @@ def next_step(options: QuantizeOptions) -> bool:
         threads=options.threads,
     )
     return False
+
+
+def _cost_of_saving(options: QuantizeOptions, done: object) -> Iterator[str]:
+    """A note on the steps that were only tried, on a copy: what is saved is for the values as the source has them."""
+    smoothed = [one for one in done if isinstance(one, Smoothed)] if isinstance(done, list) else []
+    what = []
+    if options.equalize:
+        what.append("equalization was left out")
+    if smoothed:
+        worst = 10 * np.log10(max(one.gain for one in smoothed))
+        many = f"{len(smoothed)} places" if len(smoothed) > 1 else "one place"
+        share = f"by an estimate, without the rounding of results, noise is up to {worst:.1f} dB higher"
+        what.append(f"smoothing of {many} was left out, where {share}")
+    if what:
+        why = "saved encodings are for the values as the source has them"
+        yield f"{' and '.join(what)}: {why}; a file quantized without --save-encodings may be more accurate"
 
 
 def gather(sample: dict[str, Array]) -> None:
