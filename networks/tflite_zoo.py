@@ -3,9 +3,11 @@
 """Makes the TensorFlow Lite networks: `.venv-tensorflow/bin/python -P networks/tflite_zoo.py FOLDER`.
 
 It runs in TensorFlow's own environment, which `make env-tensorflow` makes, and imports nothing of npukit (-P: nothing
-of this folder either). Weights are random with norms' statistics taken from data, so that the
-activations keep their scale through the depth; `digits` is trained. NAME.KIND.tflite of every network and kind goes to
-the folder that is named, with NAME.npz: the inputs that it is judged on.
+of this folder either). The integer classifiers and the super-resolution are trained, some minutes in all, on what
+scikit-learn brings: handwritten digits and two photographs. The weights of the others are random with norms' statistics
+taken from data, so that the activations keep their scale through the depth. NAME.KIND.tflite of every network and kind
+goes to the folder that is named, with NAME.npz: the inputs that it is judged on, and of a trained one what it should
+answer (`labels` or `truth`); neither training nor calibration has seen these.
 """
 
 from __future__ import annotations
@@ -24,11 +26,12 @@ import keras  # noqa: E402  (TensorFlow reads the environment when it is importe
 import numpy as np  # noqa: E402
 import tensorflow as tf  # noqa: E402
 from keras import applications, layers  # noqa: E402
+from sklearn.datasets import load_digits, load_sample_images  # noqa: E402
 from tensorflow.compiler.tf2xla.ops.gen_xla_ops import xla_dynamic_update_slice  # noqa: E402
 from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2  # noqa: E402
 
 L = layers
-DIGITS = Path(__file__).resolve().parents[1] / "examples" / "digits" / "digits.npz"
+HELD_OUT = 256  # of the 1,797 digits
 ALL = ("float32", "float16", "dynamic", "int8")
 
 
@@ -144,17 +147,54 @@ def deeplab():
     return model, images(4, 129)
 
 
+def photographs(size, step, held_out):
+    """Patches [N, size, size, 3] in -1 to 1 of scikit-learn's two photographs: their right third, or the rest."""
+    found = []
+    for picture in load_sample_images().images:
+        edge = picture.shape[1] * 2 // 3
+        part = picture[:, edge:] if held_out else picture[:, :edge]
+        places = [range(0, length - size + 1, step) for length in part.shape[:2]]
+        found += [part[y : y + size, x : x + size] for y in places[0] for x in places[1]]
+    return np.stack(found).astype(np.float32) / 127.5 - 1
+
+
+def smaller(pictures):
+    """A third of the size: means of 3x3 pixels."""
+    count, size, _, channels = pictures.shape
+    return pictures.reshape(count, size // 3, 3, size // 3, 3, channels).mean((2, 4))
+
+
 def super_resolution():
-    """Residual blocks and depth to space, three times the size."""
-    inputs = keras.Input((40, 40, 3))
-    skip = x = L.Conv2D(64, 3, padding="same")(inputs)
-    for _ in range(10):
-        y = L.Conv2D(64, 3, padding="same")(L.Conv2D(64, 3, padding="same", activation="relu")(x))
-        x = L.Add()([x, L.Rescaling(0.1)(y)])
-    x = L.Add()([L.Conv2D(64, 3, padding="same")(x), skip])
-    x = L.Conv2D(3 * 9, 3, padding="same")(x)
-    x = L.Lambda(lambda v: tf.nn.depth_to_space(v, 3))(x)
-    return keras.Model(inputs, x), images(8, 40)
+    """Residual blocks, their sum with the picture and depth to space, three times the size; trained."""
+
+    def network(size):
+        inputs = keras.Input((size, size, 3))
+        skip = x = L.Conv2D(32, 3, padding="same")(inputs)
+        for _ in range(10):
+            y = L.Conv2D(32, 3, padding="same")(L.Conv2D(32, 3, padding="same", activation="relu")(x))
+            x = L.Add()([x, L.Rescaling(0.1)(y)])
+        x = L.Add()([L.Conv2D(32, 3, padding="same")(x), skip])
+        x = L.Add()([L.Conv2D(3 * 9, 3, padding="same")(x), L.Concatenate()([inputs] * 9)])
+        return keras.Model(inputs, L.Lambda(lambda v: tf.nn.depth_to_space(v, 3))(x))
+
+    known = photographs(48, 24, held_out=False)
+    known = np.concatenate([known, known[:, ::-1], known[:, :, ::-1]])
+    trained = network(16)
+    fit(trained, smaller(known), known, 5, 1e-3, "mean_absolute_error", batch=16)
+    model = network(32)
+    model.set_weights(trained.get_weights())
+    truth = photographs(96, 24, held_out=True)[:128]
+    small = smaller(truth)
+    plain = tf.image.resize(small, (96, 96), method="bicubic").numpy()
+    found = model.predict(small, verbose=0)
+    levels = ", ".join(f"{peak_ratio(v, truth):.2f} dB {name}" for name, v in (("network", found), ("bicubic", plain)))
+    say(f"super_resolution: peak signal to noise on {len(truth)} patches that were held out: {levels}")
+    return model, small, smaller(photographs(96, 48, held_out=False))[::2], {"truth": truth}
+
+
+def peak_ratio(found, truth):
+    """Peak signal-to-noise ratio in dB of pictures from -1 to 1."""
+    return float(10 * np.log10(4 / ((np.clip(found, -1, 1) - truth) ** 2).mean()))
 
 
 def spectrogram(waves):
@@ -196,18 +236,16 @@ def series(count, steps, width, seed):
 
 
 def tcn():
-    """Causal dilated convolutions over a series, with residuals."""
-    inputs = keras.Input((96, 16))
-    x = L.Conv1D(128, 1)(inputs)
+    """Causal dilated convolutions with residuals over handwritten digits, row after row; trained."""
+    inputs = keras.Input((48, 16))
+    x = L.Conv1D(96, 1)(inputs)
     for rate in (1, 2, 4, 8, 16, 1, 2, 4, 8, 16):
-        y = L.Conv1D(128, 3, padding="causal", dilation_rate=rate, use_bias=False)(x)
+        y = L.Conv1D(96, 3, padding="causal", dilation_rate=rate, use_bias=False)(x)
         y = L.ReLU()(L.BatchNormalization()(y))
-        y = L.BatchNormalization()(L.Conv1D(128, 1, use_bias=False)(y))
+        y = L.BatchNormalization()(L.Conv1D(96, 1, use_bias=False)(y))
         x = L.Add()([x, y])
-    x = L.Dense(24)(L.GlobalAveragePooling1D()(x))
-    model = keras.Model(inputs, x)
-    enliven(model, series(32, 96, 16, 2))
-    return model, series(16, 96, 16, 1)
+    model = keras.Model(inputs, L.Dense(10)(L.GlobalAveragePooling1D()(x)))
+    return classifier("tcn", model, lambda v: tf.image.resize(v, (48, 16))[..., 0], 3)
 
 
 def recurrent(*cells):
@@ -349,28 +387,63 @@ def ssd():
     return tf.function(run, input_signature=specs), [{"image": x[None]} for x in images(8, 160)]
 
 
+def handwritten():
+    """scikit-learn's digits [N, 8, 8, 1] in 0 to 1 and their labels, shuffled: those to train on, those held out."""
+    data = load_digits()
+    order = np.random.default_rng(4).permutation(len(data.target))
+    x, y = data.images[order, :, :, None].astype(np.float32) / 16, data.target[order]
+    return (x[HELD_OUT:], y[HELD_OUT:]), (x[:HELD_OUT], y[:HELD_OUT])
+
+
+def same(values):
+    """As they are."""
+    return values
+
+
+def fit(model, x, y, epochs, rate, loss, batch=64, prepare=same):
+    """Adam, its rate falling to nothing; norms that follow their statistics within few steps."""
+    for layer in model.layers:
+        if isinstance(layer, L.BatchNormalization):
+            layer.momentum = 0.9
+    schedule = keras.optimizers.schedules.CosineDecay(rate, epochs * -(-len(x) // batch))
+    model.compile(keras.optimizers.Adam(schedule), loss)
+    data = tf.data.Dataset.from_tensor_slices((x, y)).shuffle(len(x), seed=1).batch(batch)
+    model.fit(data.map(lambda v, wanted: (prepare(v), wanted)), epochs=epochs, verbose=0)
+
+
+def classifier(name, model, prepare, epochs, batch=64):
+    """Train a network of ten scores on handwritten digits, moved by up to a pixel and as `prepare` makes inputs."""
+    (x, y), (held_out, labels) = handwritten()
+    moves = ((0, 0), (0, 1), (0, -1), (1, 0), (-1, 0))
+    moved = np.concatenate([np.roll(x, move, (1, 2)) for move in moves])
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    fit(model, moved, np.tile(y, len(moves)), epochs, 2e-3, loss, batch, prepare)
+    samples = np.asarray(prepare(held_out))
+    right = float((model.predict(samples, verbose=0).argmax(1) == labels).mean())
+    say(f"{name}: {right:.3f} of the {len(labels)} digits held out")
+    return model, samples, np.asarray(prepare(x[:100])), {"labels": labels}
+
+
+def mobilenet_v2():
+    """Keras' MobileNetV2 on handwritten digits, made larger; trained."""
+    model = applications.MobileNetV2((128, 128, 3), 0.35, weights=None, classes=10, classifier_activation=None)
+    larger = lambda v: tf.repeat(tf.image.resize(v, (128, 128)) * 2 - 1, 3, -1)  # noqa: E731
+    return classifier("mobilenet_v2", model, larger, 2, batch=32)
+
+
 def digits():
-    """A residual network on handwritten digits, trained."""
-    with np.load(DIGITS) as data:
-        x, y, more = (data[name] for name in ("images", "labels", "calibration"))
-    x, more = (v[..., None].astype(np.float32) / 16 for v in (x, more))
-    moved = [np.roll(x[:240], (i, j), (1, 2)) for i in (-1, 0, 1) for j in (-1, 0, 1)]
+    """A residual network on handwritten digits; trained."""
     inputs = keras.Input((8, 8, 1))
     h = _conv(inputs, 32)
     for width, stride in ((32, 1), (32, 1), (64, 2), (64, 1), (96, 2), (96, 1)):
         skip = h if stride == 1 and h.shape[-1] == width else _conv(h, width, 1, stride, act=None)
         h = L.ReLU()(L.Add()([skip, _conv(_conv(h, width, stride=stride), width, act=None)]))
     model = keras.Model(inputs, L.Dense(10)(L.GlobalAveragePooling2D()(h)))
-    model.compile(keras.optimizers.Adam(2e-3), keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-                  metrics=["accuracy"])  # fmt: skip
-    keras.utils.set_random_seed(1)
-    model.fit(np.concatenate(moved), np.tile(y[:240], 9), batch_size=64, epochs=20, verbose=0)
-    say(f"digits: {model.evaluate(x[240:], y[240:], verbose=0)[1]:.3f} of the {len(x) - 240} labelled images held out")
-    return model, np.concatenate([x[240:], more]), y[240:]
+    return classifier("digits", model, same, 5)
 
 
 NETWORKS = {
-    "mobilenet_v2": (application(applications.MobileNetV2, 128), ALL),
+    "mobilenet_v2": (mobilenet_v2, ALL),
     "mobilenet_v3": (
         application(applications.MobileNetV3Small, 128, include_preprocessing=False), ("float32", "float16"),
     ),
@@ -418,24 +491,23 @@ def write(name, folder, only=None):
     keras.utils.set_random_seed(7)
     start = time.perf_counter()
     build, kinds = NETWORKS[name]
-    model, samples, *labels = build()
+    model, samples, *trained = build()  # of a trained one also what to calibrate with, and what is right
+    calibration, answers = trained or (samples, {})
     if isinstance(model, keras.Model):
         specs = [tf.TensorSpec((1, *v.shape[1:]), v.dtype, name="x") for v in model.inputs]
         function = tf.function(lambda x: {"y": model(x, training=False)}, input_signature=specs)
-        feeds = [{"x": value[None]} for value in samples]
+        feeds, seen = ([{"x": value[None]} for value in values] for values in (samples, calibration))
         concrete = convert_variables_to_constants_v2(function.get_concrete_function())
     else:
-        concrete, feeds = model.get_concrete_function(), samples
+        concrete, feeds, seen = model.get_concrete_function(), samples, calibration
     module = tf.Module()
     module.run = concrete
     for kind in [only] if only else kinds:
         converter = tf.lite.TFLiteConverter.from_concrete_functions([concrete], module)
-        content = convert(converter, kind, lambda: iter(feeds[:100]))
+        content = convert(converter, kind, lambda: iter(seen[:100]))
         (folder / f"{name}.{kind}.tflite").write_bytes(content)
     stacked = {key: np.stack([feed[key] for feed in feeds]) for key in feeds[0]}
-    if labels:
-        stacked["labels"] = labels[0]
-    np.savez_compressed(folder / f"{name}.npz", **stacked)
+    np.savez_compressed(folder / f"{name}.npz", **stacked, **answers)
     say(f"{name}: {', '.join(kinds)} in {time.perf_counter() - start:.0f} s")
 
 
