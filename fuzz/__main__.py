@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import argparse
 import collections
+import contextlib
 import json
 import os
 import shutil
@@ -16,18 +17,23 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from fuzz import corpus, execute, hostile, report
+from fuzz import corpus, execute, frameworks, hostile, report
 from npukit.worker import Pool
 
 _OUT = Path(__file__).resolve().parents[1] / "results" / "fuzz"
 # Of 100 cases; the files that take longest to get wrong are tried most.
-WEIGHTS = {"onnx": 45, "dlc": 25, "bin": 10, "stamp": 8, "sidecar": 5, "npz": 7}
+WEIGHTS = {"onnx": 40, "dlc": 20, "bin": 8, "stamp": 6, "sidecar": 4, "npz": 6, "tflite": 16,
+           "pt2": 8, "pt": 4, "pb": 4, "savedmodel": 4}  # fmt: skip
 
 
 def main() -> int:
     """Parse the command line and run; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m fuzz", description=__doc__)
-    parser.add_argument("--kinds", default=",".join(corpus.KINDS), help="comma list [%(default)s]")
+    parser.add_argument(
+        "--kinds",
+        default=",".join(corpus.KINDS),
+        help=f"comma list [%(default)s]; through their frameworks, a second each: {','.join(corpus.FRAMEWORK_KINDS)}",
+    )
     parser.add_argument("--count", type=int, default=20_000, help="mutated files in all [%(default)s]")
     parser.add_argument("--seed", type=int, default=1, help="seed number of the run [%(default)s]")
     parser.add_argument("--seeds", type=int, default=60, help="seeds of each kind [%(default)s]")
@@ -38,7 +44,11 @@ def main() -> int:
     parser.add_argument("--markdown", type=Path, help="write the report here too")
     parser.add_argument("--keep-classes", action="store_true", help="write each failure class to tests/hostile")
     options = parser.parse_args()
-    kinds = [kind for kind in corpus.KINDS if kind in options.kinds.split(",")]
+    every = (*corpus.KINDS, *corpus.FRAMEWORK_KINDS)
+    kinds = [kind for kind in every if kind in options.kinds.split(",")]
+    for kind in kinds:
+        if frameworks.missing(kind):
+            parser.error(f"{kind} needs {frameworks.missing(kind)}")
     options.out.mkdir(parents=True, exist_ok=True)
     if options.case:
         return _one(options)
@@ -57,7 +67,7 @@ def main() -> int:
 def _one(options: argparse.Namespace) -> int:
     kind, _, index = options.case.partition(":")
     folder = options.out / "case"
-    with Pool(1, memory_limit=execute.MEMORY, timeout=execute.TIMEOUT) as pool:
+    with Pool(1, memory_limit=execute.MEMORY, timeout=execute.TIMEOUT, env=execute.ENVIRONMENT) as pool:
         seeds = corpus.load(kind, options.out / "corpus", pool, options.seeds)
         case = execute.make(kind, seeds, options.seed, int(index))
         verdict = execute.judge(case, pool, folder)
@@ -95,6 +105,7 @@ class Run:
         self.started = self.seconds = 0.0
         self.workers = 0
         self.seeds: dict[str, list[corpus.Seed]] = {}
+        self.tensorflow: Path | None = None
         self._lock = threading.Lock()
 
     @property
@@ -108,7 +119,12 @@ class Run:
         temp = Path(tempfile.mkdtemp(prefix="npukit-fuzz-"))
         tempfile.tempdir = os.environ["TMPDIR"] = str(temp)  # so that what workers leave behind is seen
         try:
-            with Pool(self.jobs, memory_limit=execute.MEMORY, timeout=execute.TIMEOUT) as pool:
+            with contextlib.ExitStack() as stack:
+                variables = {**execute.ENVIRONMENT, "TORCHINDUCTOR_CACHE_DIR": str(temp / "case-torch")}
+                pool = Pool(self.jobs, memory_limit=execute.MEMORY, timeout=execute.TIMEOUT, env=variables)
+                stack.enter_context(pool)
+                if {"pb", "savedmodel"} & set(self.kinds):
+                    self.tensorflow = stack.enter_context(frameworks.quick_tensorflow())
                 for kind in self.kinds:
                     self.seeds[kind] = corpus.load(kind, self.out / "corpus", pool, self.seed_count)
                 self.started = time.monotonic()
@@ -149,7 +165,7 @@ class Run:
                     return
                 case = execute.make(item[0], self.seeds[item[0]], self.number, item[1])
                 start = time.monotonic()
-                verdict = execute.judge(case, pool, folder)
+                verdict = execute.judge(case, pool, folder, self.tensorflow)
                 seconds = time.monotonic() - start
                 with self._lock:
                     self.slow = sorted([*self.slow, (seconds, case.name)], reverse=True)[:10]

@@ -11,25 +11,31 @@ import io
 import json
 import shutil
 import tempfile
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from fuzz import seeds_onnx
+from fuzz import frameworks, seeds_onnx
 from fuzz.mutate import Files
 from npukit.errors import NpukitError
 from npukit.verbs.compile import CompileOptions
 from npukit.verbs.convert import ConvertOptions
 from npukit.worker import Pool
 
-KINDS = ("onnx", "dlc", "stamp", "bin", "sidecar", "npz")
-"""ONNX models; DLCs; DLCs by their stamp; context binaries; context binaries by their sidecar; input arrays."""
+KINDS = ("onnx", "dlc", "stamp", "bin", "sidecar", "npz", "tflite")
+"""ONNX models; DLCs; DLCs by their stamp; context binaries; context binaries by their sidecar; input arrays;
+TensorFlow Lite models."""
+
+FRAMEWORK_KINDS = ("pt2", "pt", "pb", "savedmodel")
+"""What its own framework reads: archives of torch.export, TorchScript, frozen graphs, SavedModels."""
 
 _SAME = {"stamp": "dlc", "sidecar": "bin"}  # kinds that mutate another part of the same files
 CHIP = "sm8650"
+_TFLITE = Path(__file__).resolve().parents[1] / "tests" / "data" / "tflite"
 
 
 @dataclass(frozen=True)
@@ -41,12 +47,14 @@ class Seed:
         files: name -> bytes.
         main: name of the file that is handed to the verb.
         integers: source inputs of integer type, which need a range.
+        shapes: of the inputs, for a kind that does not say them.
     """
 
     name: str
     files: Files
     main: str
     integers: tuple[str, ...] = ()
+    shapes: dict[str, list[int]] = field(default_factory=dict)
 
 
 def load(kind: str, folder: Path, pool: Pool, count: int) -> list[Seed]:
@@ -63,16 +71,20 @@ def load(kind: str, folder: Path, pool: Pool, count: int) -> list[Seed]:
 
 
 def _save(place: Path, seed: Seed) -> None:
-    (place / "files").mkdir(parents=True)
     for name, data in seed.files.items():
-        (place / "files" / name).write_bytes(data)
-    (place / "seed.json").write_text(json.dumps({"main": seed.main, "integers": seed.integers}))
+        path = place / "files" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    facts = {"main": seed.main, "integers": seed.integers, "shapes": seed.shapes}
+    (place / "seed.json").write_text(json.dumps(facts))
 
 
 def _read(place: Path) -> Seed:
     facts = json.loads((place / "seed.json").read_text())
-    files = {path.name: path.read_bytes() for path in sorted((place / "files").iterdir())}
-    return Seed(place.name, files, facts["main"], tuple(facts["integers"]))
+    base = place / "files"
+    paths = sorted(path for path in base.rglob("*") if path.is_file())
+    files = {path.relative_to(base).as_posix(): path.read_bytes() for path in paths}
+    return Seed(place.name, files, facts["main"], tuple(facts["integers"]), facts.get("shapes", {}))
 
 
 def _onnx(folder: Path, pool: Pool, count: int) -> list[Seed]:
@@ -151,4 +163,21 @@ def _input(kind: str, array: np.ndarray[Any, Any], number: int) -> bytes:
     return stream.getvalue()
 
 
-_MAKERS = {"onnx": _onnx, "dlc": _dlc, "bin": _bin, "npz": _npz}
+def _tflite(folder: Path, pool: Pool, count: int) -> list[Seed]:
+    """Of the tests' files, which TensorFlow's converter made, the whole ones and `count` of the single operators."""
+    content = {path.stem: path.read_bytes() for path in sorted(_TFLITE.glob("*.tflite"))}
+    cases = {}
+    for path in sorted(_TFLITE.glob("*.npz")):
+        with np.load(path) as arrays:
+            cases |= {f"{path.stem}-{key.partition('/')[0]}": arrays[key].tobytes() for key in arrays.files
+                      if key.endswith("/model")}  # fmt: skip
+    step = max(1, len(cases) // count)
+    content |= {name: cases[name] for name in sorted(cases)[::step]}
+    return [Seed(name, {"model.tflite": data}, "model.tflite") for name, data in content.items()]
+
+
+_MAKERS: dict[str, Callable[[Path, Pool, int], list[Seed]]] = {
+    "onnx": _onnx, "dlc": _dlc, "bin": _bin, "npz": _npz, "tflite": _tflite,
+    **{kind: lambda _folder, _pool, _count, kind=kind: frameworks.pytorch_seeds(kind) for kind in ("pt2", "pt")},
+    **{kind: lambda _f, _p, _c, kind=kind: frameworks.tensorflow_seeds(kind) for kind in ("pb", "savedmodel")},
+}  # fmt: skip

@@ -20,11 +20,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fuzz import mutate_artifacts, mutate_onnx
+from fuzz import frameworks, mutate_artifacts, mutate_onnx, mutate_sources
 from fuzz.corpus import CHIP, Seed
 from fuzz.mutate import Files
 from npukit.errors import NpukitError, WorkerDied
 from npukit.files import os_error
+from npukit.frontends.pytorch.kinds import EXPORT, SCRIPT, kind_of
 from npukit.verbs.convert import ConvertOptions
 from npukit.verbs.export import ExportOptions
 from npukit.verbs.inspect import InspectOptions
@@ -48,7 +49,17 @@ _MUTATORS: dict[str, Callable[[random.Random, Files, str], Files]] = {
     "bin": mutate_artifacts.context,
     "sidecar": mutate_artifacts.sidecar,
     "npz": mutate_artifacts.array,
+    "tflite": mutate_sources.tflite,
+    "pt2": mutate_sources.archive,
+    "pt": mutate_sources.archive,
+    "pb": mutate_sources.graph,
+    "savedmodel": mutate_sources.saved_model,
 }
+
+# What goes through `convert`, as against files that `run` takes.
+SOURCES = ("onnx", "tflite", "pt2", "pt", "pb", "savedmodel")
+ENVIRONMENT = {"TORCH_FORCE_WEIGHTS_ONLY_LOAD": "1"}
+"""For workers: as the PyTorch front end starts its own."""
 
 
 @dataclass(frozen=True)
@@ -112,17 +123,22 @@ def make(kind: str, seeds: list[Seed], number: int, index: int) -> Case:
     seed = rng.choice(seeds)
     files = _MUTATORS[kind](rng, seed.files, seed.main)
     options: dict[str, Any] = {}
-    if kind == "onnx":
+    if kind in SOURCES:
         options["target"] = rng.choice((("qnn-cpu",), ("qnn-cpu",), (CHIP,), ()))
+        if kind in ("pt", "pt2"):
+            options["input_shapes"] = seed.shapes if kind == "pt" else {}
     elif kind != "npz":
         options["input_ranges"] = {name: (0.0, 1.0) for name in seed.integers}
         options["export"] = kind == "dlc" and rng.random() < 0.3
     return Case(f"{kind}:{index}", kind, seed.name, files, seed.main, options)
 
 
-def judge(case: Case, pool: Pool, folder: Path) -> Verdict:
-    """Run a case in a worker of `pool`; `folder` is used and emptied."""
-    verdict = _attempt(case, folder, lambda watch: _in_pool(case, pool, folder, watch))
+def judge(case: Case, pool: Pool, folder: Path, tensorflow: Path | None = None) -> Verdict:
+    """Run a case in a worker of `pool`; `folder` is used and emptied.
+
+    `tensorflow` is the interpreter of the first attempt (`frameworks.quick_tensorflow`); None for the real one.
+    """
+    verdict = _attempt(case, folder, lambda watch: _in_pool(case, pool, folder, watch, tensorflow))
     if verdict.error == "WorkerDied" or verdict.why == "something was left behind":
         alone = _attempt(case, folder, lambda watch: _alone(case, folder))
         stages = tuple(stage for stage in STAGES if stage in (*verdict.stages, *alone.stages))
@@ -134,6 +150,7 @@ def write(case: Case, folder: Path) -> Path:
     """Write the case's files; the path of the main one."""
     folder.mkdir(parents=True)
     for name, data in case.files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(data)
     return folder / case.main
 
@@ -151,23 +168,42 @@ class _Watch:
     def report(self, what: str, fraction: float) -> None:
         self.progress.append(what)
 
-    def call(self, worker: Worker, function: str, options: Any) -> Any:
+    def call(self, worker: Worker, function: str, *arguments: Any) -> Any:
         try:
-            return worker.call(function, options, progress=self.report)
+            return worker.call(function, *arguments, progress=self.report)
         finally:
             self.notes.append(worker._read_note())
 
 
-def _in_pool(case: Case, pool: Pool, folder: Path, watch: _Watch) -> None:
+def _in_pool(case: Case, pool: Pool, folder: Path, watch: _Watch, tensorflow: Path | None) -> None:
     with pool.worker() as worker:
+        if case.kind in ("pt2", "pt"):
+            _pytorch(case, worker, folder, watch)
+            return
         for function, options in _steps(case, folder):
+            if tensorflow is not None and case.kind in ("pb", "savedmodel"):
+                options = dataclasses.replace(options, tensorflow_python=tensorflow)
             watch.call(worker, function, options)
+
+
+def _pytorch(case: Case, worker: Worker, folder: Path, watch: _Watch) -> None:
+    """What `convert` does with a PyTorch file, but with torch in the reused worker, where it is imported once."""
+    options = _convert_options(case, folder)
+    path = options.model
+    kind = kind_of(path)
+    if kind in (EXPORT, SCRIPT):
+        (folder / "torch").mkdir()
+        path = folder / "torch" / "model.onnx"
+        watch.call(worker, "npukit.frontends.pytorch.convert:refuse_code", options.model, kind)
+        arguments = (options.model, kind, path, dict(options.input_shapes), False, True)
+        watch.call(worker, "npukit.frontends.pytorch.export:export_file", *arguments)
+    watch.call(worker, "npukit.verbs.convert:convert", dataclasses.replace(options, model=path))
 
 
 def _steps(case: Case, folder: Path) -> list[tuple[str, Any]]:
     """The verbs that a case goes through in its worker, the last one farthest."""
     path = folder / "in" / case.main
-    if case.kind == "onnx":
+    if case.kind in SOURCES:
         return [("npukit.verbs.convert:convert", _convert_options(case, folder))]
     if case.kind == "npz":
         return [("npukit.verbs.run:run", _array_options(case, folder))]
@@ -187,7 +223,12 @@ def _alone(case: Case, folder: Path) -> None:
 
 def _convert_options(case: Case, folder: Path) -> ConvertOptions:
     output = folder / "out" / "model.dlc"
-    return ConvertOptions(folder / "in" / case.main, output, target=case.options["target"], batch=2, verify=False)
+    shapes = {name: tuple(shape) for name, shape in case.options.get("input_shapes", {}).items()}
+    chosen: dict[str, Any] = {"input_shapes": shapes} if shapes else {"batch": 2}
+    if case.kind in ("pb", "savedmodel"):
+        python = frameworks.tensorflow_python()
+        chosen["tensorflow_python"] = Path(python) if python else None
+    return ConvertOptions(folder / "in" / case.main, output, target=case.options["target"], verify=False, **chosen)
 
 
 def _run_options(case: Case, folder: Path) -> RunOptions:
@@ -257,10 +298,11 @@ def _unsound(error: NpukitError | None) -> str:
 
 def _left(case: Case, folder: Path, error: BaseException | None) -> str:
     """What should not lie in the case's folders."""
-    inside = {str(p.relative_to(folder / "in")) for p in (folder / "in").rglob("*")} - set(case.files)
+    inside = {p.relative_to(folder / "in").as_posix() for p in (folder / "in").rglob("*") if not p.is_dir()}
+    inside -= set(case.files)
     found = {str(p.relative_to(folder / "out")) for p in (folder / "out").rglob("*") if not p.is_dir()}
-    allowed = {"model.dlc"} if case.kind == "onnx" else {"model.onnx"}
-    if error is not None and case.kind == "onnx":
+    allowed = {"model.dlc"} if case.kind in SOURCES else {"model.onnx"}
+    if error is not None and case.kind in SOURCES:
         allowed = set()
     stray = {name for name in found - allowed if error is not None or ".npukit-tmp" in name}
     return ", ".join(sorted(inside | stray))
@@ -268,14 +310,15 @@ def _left(case: Case, folder: Path, error: BaseException | None) -> str:
 
 _NOT_PARSED = (
     "this is not a whole ONNX model", "the model is broken", "the file is empty", "this is a ", "this is an ",
-    "the model cannot be built", "there is no such file",
+    "the model cannot be built", "there is no such file", "this is not a", "the file is not a sound zip",
+    "TensorFlow cannot read", "torch cannot read", "its pickle", "its member",
 )  # fmt: skip
 
 
 def _stages(case: Case, watch: _Watch, error: BaseException | None) -> tuple[str, ...]:
     """The stages passed; those before one that was passed count as passed."""
     last = watch.notes[-1] if watch.notes else ""
-    if case.kind == "onnx":
+    if case.kind in SOURCES:
         what = error.what if isinstance(error, NpukitError) else ""
         reached = 0 if what.startswith(_NOT_PARSED) else 1
         reached = 2 if "lowering" in watch.progress else reached
@@ -286,7 +329,7 @@ def _stages(case: Case, watch: _Watch, error: BaseException | None) -> tuple[str
     else:
         reached = max((_REACHED.get(note.split(" ")[0], 0) for note in watch.notes), default=0)
     passed = [stage for i, stage in enumerate(STAGES) if i < reached or error is None]
-    if case.kind == "onnx" and last and "native" not in passed:
+    if case.kind in SOURCES and last.startswith(_NATIVE) and "native" not in passed:
         passed.append("native")  # ops were validated by a native library
     if case.kind in ("dlc", "stamp", "bin", "sidecar") and reached and "native" not in passed:
         passed.append("native")
@@ -295,6 +338,9 @@ def _stages(case: Case, watch: _Watch, error: BaseException | None) -> tuple[str
 
 # Changed code of a context binary may well loop: the time limit is what ends that, and it is listed.
 _IN_NATIVE = re.compile(r"during (graphExecute|graphFinalize|contextCreateFromBinary|composeGraphs|system\w+)")
+
+# Native calls that come after all ops were placed; a library is loaded before.
+_NATIVE = ("backendValidateOpConfig", "compose", "graphFinalize", "contextGetBinary")
 
 # The last native call of an artifact's run -> how many stages it got through before.
 _REACHED = {"systemDlcCreateFromFile": 1, "composeGraphs": 1, "load": 2, "backendValidateOpConfig": 2, "compose": 3,

@@ -51,7 +51,7 @@ def dlc(rng: random.Random, files: Files, main: str) -> Files:
     if choice < 0.1:
         return {**files, main: raw(rng, data)}
     if choice < 0.3:
-        return {**files, main: _zip_fields(rng, data)}
+        return {**files, main: zip_fields(rng, data)}
     found = members(data)
     if choice < 0.4:
         return {**files, main: _zip_members(rng, found)}
@@ -64,7 +64,7 @@ def dlc(rng: random.Random, files: Files, main: str) -> Files:
     else:
         for _ in range(rng.choice((1, 1, 1, 2, 4))):
             name = rng.choice(("model", "model", "model.params"))
-            found[name] = _flatbuffer(rng, found[name])
+            found[name] = flatbuffer_word(rng, found[name])
     if rng.random() < 0.5:
         found.pop("npukit.json", None)  # else a changed name already fails at the stamp
     return {**files, main: pack(list(found.items()))}
@@ -79,7 +79,8 @@ def stamp(rng: random.Random, files: Files, main: str) -> Files:
     return {**files, main: pack(list(found.items()))}
 
 
-def _zip_fields(rng: random.Random, data: bytes) -> bytes:
+def zip_fields(rng: random.Random, data: bytes) -> bytes:
+    """One or two fields of a zip's headers, directory or end record changed."""
     spots = []
     for magic, fields in ((b"PK\3\4", _LOCAL_FIELDS), (b"PK\1\2", _CENTRAL_FIELDS), (b"PK\5\6", _END_FIELDS)):
         at = data.find(magic)
@@ -116,7 +117,7 @@ def _zip_members(rng: random.Random, found: Members) -> bytes:
     return pack(parts)
 
 
-def _flatbuffer(rng: random.Random, data: bytes) -> bytes:
+def flatbuffer_word(rng: random.Random, data: bytes) -> bytes:
     """A word changed: an offset, a vtable entry, a length, a scalar, or a letter of a string."""
     if len(data) < 16:
         return raw(rng, data)
@@ -184,7 +185,7 @@ def array(rng: random.Random, files: Files, main: str) -> Files:
     data = files[main]
     choice = rng.random()
     if main.endswith(".npz") and choice < 0.4:
-        return {**files, main: _zip_fields(rng, data)}
+        return {**files, main: zip_fields(rng, data)}
     if main.endswith(".npz") and choice < 0.8:
         parts = [(name, _npy(rng, part) if rng.random() < 0.7 else part) for name, part in members(data).items()]
         return {**files, main: rng.choice((pack(parts), _zip_members(rng, dict(parts))))}

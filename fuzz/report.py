@@ -14,7 +14,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fuzz import execute
+from fuzz import execute, frameworks
 from npukit.errors import shown
 
 if TYPE_CHECKING:
@@ -34,8 +34,10 @@ def keep(folder: Path, case: execute.Case, verdict: execute.Verdict) -> None:
 
 def page(run: Run) -> str:
     """The result of a run as Markdown."""
-    packages = ("npukit", "onnx", "onnx-ir", "onnxruntime", "onnxruntime-qnn", "numpy")
+    packages = ["npukit", "onnx", "onnx-ir", "onnxruntime", "onnxruntime-qnn", "numpy"]
+    packages += ["torch"] if {"pt2", "pt"} & set(run.kinds) else []
     versions = ", ".join(f"{name} {metadata.version(name)}" for name in packages)
+    versions += f", {frameworks.tensorflow_version()}" if run.tensorflow is not None else ""
     seeds = ", ".join(f"{kind} {len(found)}" for kind, found in run.seeds.items())
     lines = [
         "# Fuzzing",

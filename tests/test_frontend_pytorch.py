@@ -22,6 +22,7 @@ import pytest
 
 import npukit
 from npukit.errors import MissingDependency, ModelError, NpukitError
+from npukit.frontends.exported import plain
 from npukit.frontends.onnx import LoadOptions, load
 from npukit.frontends.pytorch import archive, as_onnx, kind_of, kinds, script
 from npukit.frontends.pytorch import convert as pytorch_convert
@@ -299,15 +300,21 @@ def test_files_that_unpack_to_gigabytes_or_hold_millions_of_values_are_refused_i
     ],
 )
 def test_torchscript_that_touches_files_is_refused(tmp_path: Path, code: str, text: str) -> None:
-    path = write(tmp_path / "m.pt", {"m/data.pkl": b"", "m/code/__torch__.py": code.encode()})
+    path = write(tmp_path / "m.pt", {"m/data.pkl": b"N.", "m/code/__torch__.py": code.encode()})
     with pytest.raises(ModelError, match="more than compute") as caught:
         script.check_script(path, allow_pickle=False)
     assert text in str(caught.value)
     script.check_script(path, allow_pickle=True)
     plain = "def forward(self, x):\n  return ops.prim.NumToTensor(torch.add(x, 1))\n"
     script.check_script(
-        write(tmp_path / "p.pt", {"m/data.pkl": b"", "m/code/a.py": plain.encode()}), allow_pickle=False
+        write(tmp_path / "p.pt", {"m/data.pkl": b"N.", "m/code/a.py": plain.encode()}), allow_pickle=False
     )
+
+
+def test_what_a_framework_says_is_made_plain() -> None:
+    # seen: a graph whose target is a number
+    given = "Expected target to be str, got <class 'int'>, see <torch.fx.Node object at 0x7f00>"
+    assert plain(given) == "Expected target to be str, got int, see torch.fx.Node"
 
 
 # ---------------------------------------------------------------- with torch

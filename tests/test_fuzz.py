@@ -4,16 +4,22 @@
 
 from __future__ import annotations
 
+import io
+import pickle
 import random
+import zipfile
 from pathlib import Path
 
 import pytest
 
-from fuzz import corpus, execute, mutate, mutate_artifacts
+from fuzz import corpus, execute, frameworks, mutate, mutate_artifacts, mutate_sources
 from fuzz.__main__ import Run
 from npukit.errors import Fault, ModelError, WorkerDied
 from npukit.files import zip_entries
+from npukit.frontends.pytorch.kinds import kind_of
+from npukit.frontends.tensorflow.kinds import kind_of as tf_kind
 from npukit.worker import Pool
+from tests.test_frontend_tensorflow import graph_def, node
 
 ROOT = Path(__file__).resolve().parents[1]
 COUNT = 400
@@ -30,6 +36,45 @@ def test_mutated_files_are_refused_in_a_sentence_and_leave_nothing() -> None:
         assert sum(run.passed[kind, stage] for kind in corpus.KINDS) >= share * COUNT, stage
     assert sum(run.verdicts[kind, "refused"] for kind in corpus.KINDS) >= COUNT // 4  # they are mutated indeed
     assert sum(run.verdicts[kind, "done"] for kind in corpus.KINDS) >= COUNT // 10
+
+
+@pytest.mark.native
+@pytest.mark.slow
+@pytest.mark.parametrize("kinds", [("pt2", "pt"), ("pb", "savedmodel")])
+def test_mutated_files_of_frameworks_are_refused_in_a_sentence(kinds: tuple[str, ...], tmp_path: Path) -> None:
+    if frameworks.missing(kinds[0]):
+        pytest.skip(f"needs {frameworks.missing(kinds[0])}")
+    run = Run(list(kinds), 40, number=7, seeds=10, jobs=1, limit=None, out=tmp_path)
+    run.go(lambda text: None)
+    assert [(v.case, v.why, v.error, v.text[:300], v.detail[-600:]) for v in run.bad] == []
+    assert (run.leftovers, run.done) == ([], 40)
+    assert all(run.verdicts[kind, "refused"] and run.verdicts[kind, "done"] for kind in kinds)
+
+
+def test_an_archive_and_a_graph_are_mutated_inside(tmp_path: Path) -> None:
+    names = ["m/data.pkl", "m/code/a.py", "m/version", "m/models/m.json", "m/data/weights/w"]
+    parts = [pickle.dumps({"a": [1, 2]}, 2), b"def forward(self, x):\n  return x\n", b"3", b'{"a":[1,"b"]}', bytes(64)]
+    sound = mutate_sources._packed(list(zip(names, parts, strict=True)))
+    with zipfile.ZipFile(io.BytesIO(sound)) as source:
+        assert [source.read(name) for name in names] == parts
+    graph = graph_def(node("x", "Placeholder"), node("y", "Relu", "x"), node("z", "Add", "x", "y"))
+    for data, mutate_one, whole in ((sound, mutate_sources.archive, kind_of), (graph, mutate_sources.graph, tf_kind)):
+        made = [mutate_one(random.Random(i), {"f": data}, "f")["f"] for i in range(100)]
+        assert len(set(made)) > 80
+        path = tmp_path / "f"
+        kinds = []
+        for content in made:
+            path.write_bytes(content)
+            kinds.append(whole(path))
+        assert 30 < sum(kind is not None for kind in kinds) < 100  # most keep their structure, some lose it
+
+
+def test_tables_of_a_flatbuffer_are_changed_by_meaning() -> None:
+    pytest.importorskip("ai_edge_litert")
+    data = (ROOT / "tests" / "data" / "tflite" / "network_int8.tflite").read_bytes()
+    made = [mutate_sources._tables(random.Random(i), data) for i in range(40)]
+    assert len(set(made)) > 30
+    assert all(one[4:8] == b"TFL3" for one in made if len(one) > 8 and one[:4] == data[:4])
 
 
 @pytest.fixture

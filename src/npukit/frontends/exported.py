@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import atexit
+import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -33,6 +34,12 @@ class Exported:
     path: Path
     notes: tuple[str, ...]
     digest: Callable[[], str]
+
+
+def plain(text: str) -> str:
+    """What a framework says, without Python's way of naming a class or an object."""
+    text = re.sub(r"<class '([^']*)'>", r"\1", text)
+    return re.sub(r"<([\w.]+) (?:object )?at 0x[0-9a-f]+>", r"\1", text)
 
 
 def new_folder() -> Path:

@@ -47,7 +47,11 @@ def exported_source(options: ConvertOptions) -> Exported | None:
     if made is not None:
         return made
     return pytorch.as_onnx(
-        options.model, shapes=options.input_shapes, allow_pickle=options.allow_pickle, compare=compare
+        options.model,
+        shapes=options.input_shapes,
+        allow_pickle=options.allow_pickle,
+        compare=compare,
+        timeout=options.timeout,
     )
 
 

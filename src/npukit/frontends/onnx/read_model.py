@@ -18,6 +18,7 @@ import onnx_ir as ir
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from npukit.errors import Fault, ModelError
+from npukit.files import zip_entries
 from npukit.frontends.onnx.check_model import check_model, tensor_bytes
 from npukit.frontends.onnx.rewrite import subgraphs_of
 from npukit.frontends.onnx.strip_weights import INLINE, WireError, strip_weights
@@ -110,6 +111,8 @@ def _read_file(path: Path, also: frozenset[str]) -> Source:
         raise ModelError("the file is empty", where=str(path))
     for at, magic, kind, hint in _OTHER_FORMATS:
         if mapping[at : at + len(magic)] == magic:
+            if magic.startswith(b"PK"):
+                zip_entries(memoryview(mapping), where=str(path))  # says what is wrong with a damaged one
             raise ModelError(f"this is {kind}", where=str(path), hint=hint)
     proto = onnx.ModelProto()
     view = memoryview(mapping)

@@ -19,7 +19,7 @@ from typing import Any
 
 from npukit.errors import Fault, ModelError
 from npukit.files import zip_read
-from npukit.frontends.pytorch.kinds import members
+from npukit.frontends.pytorch.kinds import members, sound_entries
 
 _MAX_JSON = 512 << 20
 _MAX_VALUES = 3_000_000  # in JSON: a program of some 50,000 nodes, which Python holds in 300 MB
@@ -53,7 +53,9 @@ def check_archive(path: Path, *, allow_pickle: bool) -> None:
     sizes = {entry.name: entry for entry in entries}
 
     def read(name: str) -> bytes:
-        return zip_read(data, sizes[name], limit=_MAX_JSON, where=str(path))
+        entry = sizes[name]
+        limit = max(_MAX_JSON, 0 if entry.method else entry.stored)  # sample inputs, stored, may be any size
+        return zip_read(data, entry, limit=limit, where=str(path))
 
     check_members(path, list(sizes), read, allow_pickle=allow_pickle)
 
@@ -71,6 +73,8 @@ def check_members(path: Path, names: list[str], read: Callable[[str], bytes], *,
     if allow_pickle:
         return
     for name in names:
+        if name.endswith(".pt") and (content := read(name)).startswith(b"PK"):
+            sound_entries(content, f"{path}: member {name!r}")  # an archive in it, which torch.load unpacks
         if re.search(r"data/(weights|constants)/.*\.pt$", name):
             faults.append(Fault("it is a pickle of an old form of archive", f"member {name!r}"))
         if "/opaque_obj" in name or "/custom_obj" in name:

@@ -20,7 +20,8 @@ from npukit.log import progress_sink, report
 from npukit.worker import Worker
 
 EXTRA = "pip install 'npukit[torch]'"
-
+_MEMORY = 6 << 30  # of torch's process, besides 16 times the file: what a sound model comes nowhere near
+_SECONDS = 900.0  # that torch may take, besides a second for each MB
 
 _made: dict[tuple[object, ...], Exported] = {}
 _lock = threading.Lock()
@@ -43,11 +44,12 @@ def as_onnx(
         shapes: shapes of inputs, for a file that does not say them (TorchScript) and for comparing.
         allow_pickle: read the file also where that runs Python code that is in it.
         compare: run PyTorch and the exported ONNX on the same inputs.
-        timeout: seconds that all of it may take.
+        timeout: seconds that all of it may take; None: a quarter of an hour, and a second for each MB.
 
     Raises:
         ModelError: the file holds no program, is damaged, or would run code.
         MissingDependency: torch is not installed.
+        WorkerDied: torch crashed, or took too long or too much memory.
     """
     kind = kind_of(path)
     if kind is None:
@@ -71,23 +73,34 @@ def _export(
     compare: bool,
     limit: float | None,
 ) -> Exported:
-    if kind == EXPORT:
-        archive.check_archive(path, allow_pickle=allow_pickle)
-    elif kind == SCRIPT:
-        script.check_script(path, allow_pickle=allow_pickle)
-    elif kind == PICKLE and not allow_pickle:
-        raise refuse_pickle(path)
+    refuse_code(path, kind, allow_pickle=allow_pickle)
     need_torch(path)
     folder = new_folder()
     environment = {} if allow_pickle else {"TORCH_FORCE_WEIGHTS_ONLY_LOAD": "1"}
+    environment["TORCHINDUCTOR_CACHE_DIR"] = str(folder / "torch")  # else torch leaves a folder in /tmp
     report("exporting from PyTorch", 0.0)
-    with Worker(timeout=limit, env=environment) as worker:
+    size = path.stat().st_size
+    with Worker(timeout=limit or _SECONDS + size / 1e6, memory_limit=_MEMORY + 16 * size, env=environment) as worker:
         function = "npukit.frontends.pytorch.export:export_file"
         names = (path, kind, folder / f"{path.stem}.onnx", shapes, allow_pickle, compare)
         notes = worker.call(function, *names, progress=progress_sink())
     if allow_pickle:
         notes = ["pickles in the file were allowed to run (--allow-pickle)", *notes]
     return Exported(folder / f"{path.stem}.onnx", tuple(notes), partial(sha256_file, path))
+
+
+def refuse_code(path: Path, kind: str, *, allow_pickle: bool = False) -> None:
+    """Refuse a file of a `kind` that is damaged, or that torch could not read without running what it says.
+
+    Raises:
+        ModelError: why it is refused.
+    """
+    if kind == EXPORT:
+        archive.check_archive(path, allow_pickle=allow_pickle)
+    elif kind == SCRIPT:
+        script.check_script(path, allow_pickle=allow_pickle)
+    elif kind == PICKLE and not allow_pickle:
+        raise refuse_pickle(path)
 
 
 def need_torch(path: Path | None = None) -> None:

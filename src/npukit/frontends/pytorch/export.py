@@ -21,7 +21,7 @@ from typing import Any
 import onnx_ir as ir
 
 from npukit.errors import Fault, MissingDependency, ModelError, NpukitError, UsageError
-from npukit.frontends.exported import write_samples
+from npukit.frontends.exported import plain, write_samples
 from npukit.frontends.pytorch import archive, compare, decompose, names, trees
 from npukit.frontends.pytorch.kinds import EXPORT, SCRIPT
 
@@ -370,7 +370,7 @@ def _torch_errors(what: str, where: Path | str, hint: str = "") -> Iterator[None
 
 
 def _first_line(error: BaseException | None) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    lines = [line.strip() for line in plain(str(error)).splitlines() if line.strip()]
     return lines[0][:400] if lines else type(error).__name__
 
 

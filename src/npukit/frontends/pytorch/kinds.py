@@ -135,16 +135,21 @@ def members(path: Path) -> tuple[memoryview, list[ZipEntry]]:
         ModelError: its compressed members unpack to far more than they hold; torch's own archives have none.
     """
     data = map_file(path)
-    entries = zip_entries(data, where=str(path))
+    return data, sound_entries(data, str(path))
+
+
+def sound_entries(data: memoryview | bytes, where: str) -> list[ZipEntry]:
+    """The members of an archive in memory, or of one that is a member of another; see `members`."""
+    entries = zip_entries(data, where=where)
     packed = [entry for entry in entries if entry.method]
     for entry in packed:
         if entry.size > (1 << 20) and entry.size > _MAX_RATIO * max(entry.stored, 1):
-            raise ModelError(f"its member {entry.name!r} unpacks to {entry.size} bytes: refused", where=str(path))
+            raise ModelError(f"its member {entry.name!r} unpacks to {entry.size} bytes: refused", where=where)
     total = sum(entry.size for entry in packed)
     if total > _MAX_UNPACKED:
         raise ModelError(
             f"its compressed members unpack to {total} bytes: refused",
-            where=str(path),
+            where=where,
             hint="torch stores its archives uncompressed: unpack it and zip it again with -0, if you trust it",
         )
-    return data, entries
+    return entries

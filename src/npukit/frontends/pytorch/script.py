@@ -6,10 +6,13 @@ torch.jit.load does not use Python's pickle: data.pkl and constants.pkl are read
 tensors, containers and the archive's own TorchScript classes, and calls no Python. The archive's code/ is compiled for
 torch's interpreter, which has no Python objects and no system calls of its own; but a class's `__setstate__` runs at
 loading, and a few operators (`save`, `from_file`) touch files. Those, and operators of unknown namespaces, are refused.
+The unpickler makes room for what a pickle announces before it looks whether it is there: pickles are checked first.
 """
 
 from __future__ import annotations
 
+import itertools
+import pickletools
 import re
 from pathlib import Path
 
@@ -18,6 +21,8 @@ from npukit.files import zip_read
 from npukit.frontends.pytorch.kinds import members
 
 _MAX_CODE = 64 << 20
+_MAX_PICKLE = 64 << 20
+_MAX_OPCODES = 3_000_000  # looked at in some 5 s; a tensor takes 25
 _TOUCHES_FILES = re.compile(r"\b(save|from_file|load_library)\s*\(")
 _NAMESPACE = re.compile(r"\bops\s*\.\s*(\w+)")
 _KNOWN = frozenset({"prim", "aten", "prims", "torchvision", "quantized"})
@@ -33,6 +38,8 @@ def check_script(path: Path, *, allow_pickle: bool) -> None:
     faults = []
     total = 0
     for entry in entries:
+        if entry.name.endswith(".pkl") and not allow_pickle:
+            _check_pickle(zip_read(data, entry, limit=_MAX_PICKLE, where=str(path)), f"{path}: member {entry.name!r}")
         if "/code/" not in f"/{entry.name}" or not entry.name.endswith(".py"):
             continue
         total += entry.size
@@ -52,5 +59,31 @@ def check_script(path: Path, *, allow_pickle: bool) -> None:
             "this TorchScript does more than compute, so it is not loaded",
             where=str(path),
             faults=faults,
+            hint="save the module with torch.export instead; or --allow-pickle, if you trust the file as a program",
+        )
+
+
+def _check_pickle(pickle: bytes, where: str) -> None:
+    """Refuse a pickle whose strings lie beyond its end, or that keeps values under numbers which it does not reach.
+
+    Raises:
+        ModelError: where it is damaged.
+    """
+    count, kept = 0, 0
+    try:
+        for opcode, argument, _ in itertools.islice(pickletools.genops(pickle), _MAX_OPCODES + 1):
+            count += 1
+            if opcode.name in ("BINPUT", "LONG_BINPUT", "PUT"):
+                kept += 1
+                if isinstance(argument, int) and argument > kept:
+                    raise ValueError(f"it keeps value {kept} as number {argument}")
+    except Exception as error:  # genops raises many kinds on damaged data
+        raise ModelError(
+            f"its pickle is damaged: {error}", where=where, hint="was it cut off on the way? fetch it again"
+        ) from None
+    if count > _MAX_OPCODES:
+        raise ModelError(
+            f"its pickle has more than {_MAX_OPCODES} steps: refused",
+            where=where,
             hint="save the module with torch.export instead; or --allow-pickle, if you trust the file as a program",
         )

@@ -25,7 +25,7 @@ import numpy as np
 
 from npukit.errors import Fault, MissingDependency, ModelError, NpukitError, WorkerDied
 from npukit.frontends import exported
-from npukit.frontends.exported import Exported, new_folder
+from npukit.frontends.exported import Exported, new_folder, plain
 from npukit.frontends.tensorflow import graph
 from npukit.frontends.tensorflow.kinds import CHECKPOINT, KERAS, SAVED_MODEL, folder_of, kind_of
 from npukit.log import report
@@ -152,8 +152,8 @@ def _export(path: Path, kind: str, files: list[Path], options: TensorFlowOptions
             hint=EXTRA,
         )
     if "error" in reply:
-        faults = [Fault(*(str(part) for part in fault)) for fault in reply["faults"]]
-        raise ModelError(str(reply["error"]), where=str(path), faults=faults, hint=str(reply.get("hint", "")))
+        faults = [Fault(*(plain(str(part)) for part in fault)) for fault in reply["faults"]]
+        raise ModelError(plain(str(reply["error"])), where=str(path), faults=faults, hint=str(reply.get("hint", "")))
     notes += [str(note) for note in reply["notes"] if note != "TensorFlow ran on inputs that were drawn"]
     if reply["compared"]:
         notes.append(_compared(str(reply["framework"]), arrays, output))
