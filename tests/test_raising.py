@@ -297,7 +297,7 @@ def test_what_has_no_expression_is_kept():
         Op("own", "Sharpen", [y], [tensor("z", (1, 2, 2, 3))], {"k": u32([1, 2])}, package="my.ops"),
     ]
     graph = Graph("g", [x], [y], ops)
-    assert [op.name for op in unraised(graph)] == ["colour", "own"]
+    assert [node.name for node in unraised(raise_graph(graph))] == ["colour", "own"]
     model = raise_graph(graph)
     node = next(n for n in model.graph if n.name == "colour")
     assert (node.domain, node.op_type, node.attributes["output_order"].as_int()) == ("qti.aisw", "Nv12ToRgb", 1)

@@ -53,14 +53,14 @@ def newest_opset() -> int:
     )
 
 
-def unraised(graph: Graph) -> list[Op]:
-    """Ops of `graph` that have no ONNX expression: `raise_graph` makes nodes of domain `qti.aisw` of them."""
-    return _raised(graph, "float", _OLDEST_OPSET)[1]
+def unraised(model: ir.Model) -> list[ir.Node]:
+    """Nodes of a raised model that ONNX Runtime by itself does not run, as they have no ONNX expression."""
+    return [node for node in model.graph if node.domain and node.domain not in _RUNTIME_DOMAINS]
 
 
 def refuse_foreign(model: ir.Model, where: str = "") -> None:
     """Raise UsageError, which names them all, where a raised model has ops that nobody here can run."""
-    found = sorted({(n.domain, n.op_type) for n in model.graph if n.domain and not _runs(n.domain, n.op_type)})
+    found = sorted({(n.domain, n.op_type) for n in unraised(model) if not _computed(n)})
     if not found:
         return
     packages = sorted({domain for domain, _ in found} - {QTI_DOMAIN})
@@ -72,10 +72,10 @@ def refuse_foreign(model: ir.Model, where: str = "") -> None:
     )
 
 
-def _runs(domain: str, name: str) -> bool:
-    """Whether ONNX Runtime has an op of another domain than ai.onnx, or a plugin in use computes it."""
-    custom = plugins.find(domain, name)
-    return domain in _RUNTIME_DOMAINS or (custom is not None and custom.compute is not None)
+def _computed(node: ir.Node) -> bool:
+    """Whether a plugin in use computes it."""
+    custom = plugins.find(node.domain, node.op_type)
+    return custom is not None and custom.compute is not None
 
 
 def raise_graph(graph: Graph, *, quantized: Quantized = "qdq", opset: int | None = None) -> ir.Model:
@@ -97,20 +97,16 @@ def raise_graph(graph: Graph, *, quantized: Quantized = "qdq", opset: int | None
     version = min([newest_opset(), *limits]) if opset is None else opset
     if version < _OLDEST_OPSET:
         raise UsageError(f"opset {version} is too old", hint=f"{_OLDEST_OPSET} is the oldest")
-    return _raised(graph, quantized, version)[0]
-
-
-def _raised(graph: Graph, quantized: Quantized, version: int) -> tuple[ir.Model, list[Op]]:
-    """The model, and the ops that are kept as they are."""
     build = Build({tensor.name for tensor in graph.tensors()}, quantized, version)
     inputs = [_input(build, tensor) for tensor in graph.inputs]
-    kept = [op for op in graph.ops if not _raise_op(build, op)]
+    for op in graph.ops:
+        _raise_op(build, op)
     outputs = [_output(build, tensor) for tensor in graph.outputs]
     imports = {node.domain: 1 for node in build.nodes} | {"": version}
     raised = ir.Graph(
         inputs, outputs, nodes=build.nodes, initializers=_used(build), opset_imports=imports, name=graph.name or "graph"
     )
-    return ir.Model(raised, ir_version=_IR_VERSION, producer_name="npukit"), kept
+    return ir.Model(raised, ir_version=_IR_VERSION, producer_name="npukit")
 
 
 def _used(build: Build) -> list[ir.Value]:
@@ -132,8 +128,8 @@ def _output(build: Build, tensor: Tensor) -> ir.Value:
     return value
 
 
-def _raise_op(build: Build, op: Op) -> bool:
-    """Append one op's nodes; False where it is kept as a node of its own."""
+def _raise_op(build: Build, op: Op) -> None:
+    """Append one op's nodes; where it has no ONNX expression a node of its own."""
     emit = Emit(build, op)
     function = RAISERS.get(op.type) if op.package == QTI_DOMAIN else custom_raiser(op)
     try:
@@ -143,8 +139,6 @@ def _raise_op(build: Build, op: Op) -> bool:
     except Unraisable:
         build.cut(emit.first)
         _keep(emit)
-        return False
-    return True
 
 
 def _settle(emit: Emit, raised: Raised) -> None:

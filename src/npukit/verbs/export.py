@@ -109,7 +109,7 @@ class ExportResult:
         if not self.kept:
             return head
         kept = ", ".join(f"{name} ({count})" if count > 1 else name for name, count in self.kept.items())
-        return f"{head}\nkept in domain qti.aisw, which ONNX Runtime does not run: {kept}"
+        return f"{head}\nkept as they are, which ONNX Runtime by itself does not run: {kept}"
 
 
 @verb(ExportOptions)
@@ -138,6 +138,7 @@ def export(options: ExportOptions) -> ExportResult:
 
 def _export(options: ExportOptions) -> ExportResult:
     from npukit.frontends.onnx.write_model import write_model
+    from npukit.qnn.opdefs import PACKAGE
     from npukit.raising import raise_graph, unraised
     from npukit.runtime.qnn import pick_graph
 
@@ -148,8 +149,9 @@ def _export(options: ExportOptions) -> ExportResult:
     log.report("raising", 0.3)
     raised = raise_graph(graph, quantized=options.quantized)  # type: ignore[arg-type]
     kept: dict[str, int] = {}
-    for op in unraised(graph):
-        kept[op.type] = kept.get(op.type, 0) + 1
+    for node in unraised(raised):
+        name = node.op_type if node.domain == PACKAGE else f"{node.domain}::{node.op_type}"
+        kept[name] = kept.get(name, 0) + 1
     log.report("writing", 0.6)
     size = write_model(raised, output)
     nodes = sum(1 for _ in raised.graph)
