@@ -343,6 +343,22 @@ class Net(tf.Module):
         return {"p": tf.math.betainc(a, a, a), "q": tf.math.igamma(a, a)}
 
 
+class Compiled(tf.Module):  # as Keras 3 writes a convolution in groups
+    def __init__(self):
+        super().__init__()
+        self.w = tf.Variable(tf.random.normal([3, 3, 1, 8]))
+
+    @tf.function(jit_compile=True)
+    def inner(self, x, w):
+        return tf.nn.conv2d(x, w, 1, "SAME")
+
+    @tf.function(input_signature=[tf.TensorSpec([1, 8, 8, 4], name="x")])
+    def forward(self, x):
+        return {"y": tf.nn.relu(self.inner(x, self.w))}
+
+
+compiled = Compiled()
+tf.saved_model.save(compiled, folder + "/compiled", signatures=compiled.forward)
 net = Net()
 tf.saved_model.save(net, folder + "/net", signatures={"serving_default": net.forward, "bad": net.bad})
 with tf.Graph().as_default() as g, v1.Session(graph=g) as session:
@@ -397,6 +413,16 @@ def test_what_tf2onnx_cannot_do_is_listed_at_once(models: Path) -> None:
     with pytest.raises(ModelError, match="tf2onnx cannot") as caught:
         as_onnx(models / "net", TensorFlowOptions(signature="bad"))
     assert {fault.what.rpartition(" ")[2] for fault in caught.value.faults} == {"Betainc", "Igamma"}
+
+
+@needs_tensorflow
+@pytest.mark.native
+def test_a_function_that_xla_would_compile_is_inlined(models: Path, tmp_path: Path) -> None:
+    result = npukit.convert(models / "compiled", output=tmp_path / "m.dlc", target="qnn-cpu", random=1)
+    assert result.converted.stamp.verified == "yes"
+    assert result.converted.ops["DepthWiseConv2d"] == 1
+    note = next(note for note in result.converted.notes if "differ by at most" in note)
+    assert not note.startswith("WARNING")
 
 
 @needs_tensorflow

@@ -235,9 +235,22 @@ def optimized(tf: Any, graph_def: Any, inputs: list[str], outputs: list[str]) ->
     """Constants folded and functions inlined by TensorFlow itself, as tf2onnx wants it."""
     from tf2onnx import tf_loader
 
+    allow_inlining(graph_def)
     with tf.Graph().as_default():
         tf.import_graph_def(graph_def, name="")
         return tf_loader.tf_optimize(list(inputs), list(outputs), graph_def)
+
+
+def allow_inlining(graph_def: Any) -> None:
+    """Take off functions and their calls what only says how to compile them, and keeps them from being inlined.
+
+    Keras 3 has XLA compile its convolutions in groups; others ask that a function stays one.
+    """
+    functions = graph_def.library.function
+    for part in (*graph_def.node, *functions, *(node for function in functions for node in function.node_def)):
+        for key in ("_XlaMustCompile", "_noinline"):
+            if key in part.attr:
+                del part.attr[key]
 
 
 # ---------------------------------------------------------------- shapes, and TensorFlow's own result
