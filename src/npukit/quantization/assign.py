@@ -84,6 +84,9 @@ class Encodings(Protocol):
     def bias(self, op: Op, weight: Tensor) -> Array:
         """Real values [C] of input 2 of `op`, whose quantized weight is `weight`."""
 
+    def coded(self, constant: Tensor, dtype: DType, encoding: Encoding) -> Array:
+        """The codes of a constant operand, in its shape."""
+
 
 @dataclass
 class Plan:
@@ -203,6 +206,10 @@ class Dummies:
         source = op.inputs[2]
         assert source is not None
         return np.zeros(source.shape)
+
+    def coded(self, constant: Tensor, dtype: DType, encoding: Encoding) -> Array:
+        """The nearest ones."""
+        return ranges.codes(np.asarray(constant.data, np.float32), encoding, dtype)
 
 
 def assign(graph: Graph, plan: Plan, encodings: Encodings, legal: Legal, groups: Groups | None = None) -> Assigned:
@@ -487,7 +494,7 @@ class _Assignment:
 
     def _coded(self, source: Tensor, dtype: DType, encoding: Encoding) -> Tensor:
         """A constant as codes."""
-        return self._named(source, dtype, encoding, ranges.codes(np.asarray(source.data, np.float32), encoding, dtype))
+        return self._named(source, dtype, encoding, self._encodings.coded(source, dtype, encoding))
 
     def _named(self, source: Tensor, dtype: DType, encoding: Encoding, codes: Array) -> Tensor:
         """A form of a constant, under its own name if no other form has that."""

@@ -19,7 +19,7 @@ from npukit.quantization.entry import Entry
 from npukit.quantization.masking import lowest_seen
 from npukit.quantization.observers import Observer, observed_range
 from npukit.quantization.ranges import Range
-from npukit.quantization.roles import Groups, by_input_channel
+from npukit.quantization.roles import Groups, by_input_channel, clamp_limits
 from npukit.quantization.rounding import round_and_fit, round_weights
 from npukit.quantization.weight_scales import fit_scales
 from npukit.quantization.weights import blockwise, quantize_weights, weight_dtype
@@ -86,6 +86,11 @@ class Calibrated:
         self._masks: dict[int, dict[str, float]] = {}
         self._ranges: dict[tuple[int, int], Encoding] = {}
         self._weights: dict[tuple[int, int | None, int, int], tuple[Array, Encoding]] = {}
+        limits = ((op.outputs[0], clamp_limits(op)) for op in calibration.graph.ops)
+        self._limits = {groups.key(tensor): pair for tensor, pair in limits if pair is not None}
+        # What every plan of a search asks for again.
+        self._biases: dict[tuple[str, DType, Encoding | None], Array] = {}
+        self._codes: dict[tuple[int, DType, Encoding], Array] = {}
 
     def activation(self, tensor: Tensor, bits: int) -> Encoding:
         """The encoding that `tensor` shares with its group."""
@@ -120,12 +125,20 @@ class Calibrated:
             if lowest is None:
                 own = observed_range(observer, method, bits, symmetric=symmetric, percentile=scheme.percentile)
                 if margin != 1 and member.kind is not TensorKind.STATIC:
-                    own = Range(own.low * margin, own.high * margin)
+                    own = self._with_room(tensor, own, margin)
             else:
                 own = Range(lowest, max(observer.high, 0.0))
             found = own if found is None else found.merge(own)
         assert found is not None
         return ranges.encoding(found, bits, symmetric=symmetric)
+
+    def _with_room(self, tensor: Tensor, seen: Range, margin: float) -> Range:
+        """A range with a margin to either side, but not beyond a clamp that makes one of the group's tensors.
+
+        Nothing lies there; and in 16 bits HTP leaves a clamp behind another op to the codes' own limits.
+        """
+        low, high = self._limits.get(self._groups.key(tensor), (-np.inf, np.inf))
+        return Range(min(seen.low, max(seen.low * margin, low)), max(seen.high, min(seen.high * margin, high)))
 
     def _counting(self, tensor: Tensor) -> list[Tensor]:
         """Those whose ranges make the group's.
@@ -251,6 +264,19 @@ class Calibrated:
 
     def bias(self, op: Op, weight: Tensor) -> Array:
         """The bias [C]; with bias correction plus what the weight's error makes of the mean input."""
+        key = (op.name, weight.dtype, weight.encoding)
+        if key not in self._biases:
+            self._biases[key] = self._corrected(op, weight)
+        return self._biases[key]
+
+    def coded(self, constant: Tensor, dtype: DType, encoding: Encoding) -> Array:
+        """The nearest codes of a constant operand."""
+        key = (id(constant), dtype, encoding)
+        if key not in self._codes:
+            self._codes[key] = ranges.codes(np.asarray(constant.data, np.float32), encoding, dtype)
+        return self._codes[key]
+
+    def _corrected(self, op: Op, weight: Tensor) -> Array:
         source, float_weight = op.inputs[2], op.inputs[1]
         assert source is not None
         assert source.data is not None

@@ -18,6 +18,8 @@ from importlib import resources
 from npukit.errors import UsageError, nearest
 from npukit.qnn.graph import Op
 from npukit.qnn.opdefs import OPS
+from npukit.quantization.ranges import covered
+from npukit.quantization.roles import clamp_limits
 
 ARCHS = (68, 69, 73, 75, 79)
 """Hexagon architectures that were asked."""
@@ -171,6 +173,15 @@ def _cubic_aligned(op: Op) -> bool:
     )
 
 
+def _beyond_its_clamp(op: Op) -> bool:
+    result, limits = op.outputs[0], clamp_limits(op)
+    if result.encoding is None or limits is None:
+        return False
+    reach, step = covered(result.encoding, result.dtype), result.encoding.scale
+    return reach.low < limits[0] - step or reach.high > limits[1] + step
+
+
+_CLAMP = "behind another op a clamp in 16 bits does not clamp, but where its codes end"
 _LOG = "Log in 16 bits gives codes from end to end of the range for most ranges of its output"
 UNRELIABLE = (
     Unreliable("ElementWiseLog", (16,), _LOG),
@@ -180,6 +191,10 @@ UNRELIABLE = (
     Unreliable(
         "ScatterElements", (8, 16), "ScatterElements copies the codes of updates into another encoding",
         _scatters_other_codes,
+    ),
+    *(
+        Unreliable(name, (16,), _CLAMP, _beyond_its_clamp)
+        for name in ("ReluMinMax", "Relu6", "Relu1", "ElementWiseNeuron RELU_MIN_MAX")
     ),
     Unreliable("RmsNorm", (8, 16), "RmsNorm without beta fails at graphFinalize (1002)", _absent(2)),
     Unreliable("Conv3d", (8, 16), "Conv3d with weights of 4 bits fails at graphFinalize (1002)", _four_bits),

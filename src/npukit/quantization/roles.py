@@ -55,6 +55,7 @@ _JOINS = frozenset(("Concat", "Pack"))
 _CENTRED_16 = frozenset((op, 1) for op in ("MatMul", "FullyConnected", "Conv2d", "DepthWiseConv2d", "LayerNorm"))
 _CENTRED_16_RESULTS = frozenset(("Tanh",))  # and results; ElementWiseNeuron TANH takes any
 _CLAMPS = frozenset(("Relu", "Relu1", "Relu6", "ReluMinMax"))
+_LIMITS = {"Relu": (0.0, np.inf), "Relu1": (-1.0, 1.0), "Relu6": (0.0, 6.0)}
 _CONSTANT = 0  # Pad's `scheme`
 _NEVER = 1e4  # padding beyond this only says "not this one", to a maximum: the lowest code does too
 _CLAMPING_NEURONS = (4, 5)  # RELU and RELU_MIN_MAX of ElementWiseNeuron's `operation`
@@ -108,6 +109,17 @@ def is_clamp(op: Op) -> bool:
     """Whether `op` cuts its input at constants, which a saturating encoding of the input does as well."""
     neuron = op.params.get("operation") if op.type == "ElementWiseNeuron" else None
     return op.type in _CLAMPS or (neuron is not None and neuron.value in _CLAMPING_NEURONS)
+
+
+def clamp_limits(op: Op) -> tuple[float, float] | None:
+    """The least and the greatest value that a clamp gives (infinity for none); None for another op."""
+    if not is_clamp(op):
+        return None
+    given = [op.params.get(name) for name in ("min_value", "max_value")]
+    if op.type in _LIMITS:
+        return _LIMITS[op.type]
+    low, high = (None if param is None else float(np.asarray(param.value)) for param in given)
+    return (0.0, np.inf) if low is None or high is None else (low, high)
 
 
 def pad_value(op: Op) -> float | None:

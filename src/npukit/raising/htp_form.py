@@ -18,7 +18,14 @@ _RMS_NORM_CUTS = 0.45
 _FUSES = 73
 _PRODUCTS = ("Conv2d", "DepthWiseConv2d", "FullyConnected", "MatMul", "Batchnorm")
 _FUSED = {"HardSwish": _PRODUCTS, "Prelu": (*_PRODUCTS, "TransposeConv2d")}
-_HARD_SWISH = 3  # of ElementWiseNeuron's `operation`
+_HARD_SWISH, _RELU_MIN_MAX = 3, 5  # of ElementWiseNeuron's `operation`
+# What HTP computes at once with a clamp behind it, which in 16 bits then does not clamp: the codes' ends alone do (V68
+# to V79; not behind MatMul, Batchnorm, PoolAvg2d, ElementWiseDivide, Convert or what only moves; Relu is kept).
+_SWALLOWING = frozenset(
+    ("Conv2d", "DepthWiseConv2d", "TransposeConv2d", "FullyConnected")
+    + ("ElementWiseAdd", "ElementWiseSubtract", "ElementWiseMultiply")
+)
+_SWALLOWING_BINARIES = (0, 13, 18)  # ADD, MULTIPLY and SUBTRACT of ElementWiseBinary's `operation`
 
 
 def as_computed(graph: Graph, arch: int = 73) -> Graph:
@@ -26,18 +33,22 @@ def as_computed(graph: Graph, arch: int = 73) -> Graph:
 
     LayerNorm adds its beta in whole steps of the output, and RmsNorm rounds down: at 8 bits they keep 2 and 4 dB less
     than their definitions would. From V73 on Prelu and HardSwish take what a product before them makes without
-    rounding: 2 dB more. `arch` 0 is none: the graph as it is.
+    rounding: 2 dB more. A clamp of 16 bits is lost behind many ops. `arch` 0 is none: the graph as it is.
     """
     if not arch:
         return graph
     ops: list[Op] = []
     exact: dict[int, Tensor] = {}
-    readers = _readers(graph) if arch >= _FUSES else {}
+    readers = _readers(graph)
+    swallowing = {id(op.outputs[0]): len(readers.get(id(op.outputs[0]), ())) for op in graph.ops if _swallows(op)}
     for op in graph.ops:
         made = _norm_as_computed(op) if op.type in ("LayerNorm", "RmsNorm") else op
+        if _clamps_16(op) and swallowing.get(id(op.inputs[0])) == 1:
+            made = replace(op, type="Convert", params={})
         made = replace(made, inputs=[t if t is None else exact.get(id(t), t) for t in made.inputs])
         output = op.outputs[0] if op.outputs else None
-        if output is not None and len(found := readers.get(id(output), [])) == 1 and _fused(op, found[0], readers):
+        found = readers.get(id(output), []) if arch >= _FUSES else []
+        if output is not None and len(found) == 1 and _fused(op, found[0], readers):
             real = exact[id(output)] = Tensor(f"{output.name}/unrounded", DType.FLOAT_32, output.shape)
             ops.append(replace(made, outputs=[real]))
             ops.append(Op(f"{op.name}/rounded", "Quantize", [real], [output]))  # for whoever fetches it
@@ -70,6 +81,18 @@ def _fused(op: Op, reader: Op, readers: dict[int, list[Op]]) -> bool:
     return all(
         t is not None and t.dtype is DType.UFIXED_POINT_8 for t in (op.inputs[0], op.outputs[0], reader.outputs[0])
     )
+
+
+def _swallows(op: Op) -> bool:
+    binary = op.params.get("operation") if op.type == "ElementWiseBinary" else None
+    swallows = op.type in _SWALLOWING or (binary is not None and binary.value in _SWALLOWING_BINARIES)
+    return swallows and op.outputs[0].kind is TensorKind.NATIVE
+
+
+def _clamps_16(op: Op) -> bool:
+    neuron = op.params.get("operation") if op.type == "ElementWiseNeuron" else None
+    clamp = op.type in ("Relu1", "Relu6", "ReluMinMax") or (neuron is not None and neuron.value == _RELU_MIN_MAX)
+    return clamp and all(t is not None and t.dtype is DType.UFIXED_POINT_16 for t in (*op.inputs, *op.outputs))
 
 
 def _norm_as_computed(op: Op) -> Op:
