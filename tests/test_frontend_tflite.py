@@ -198,6 +198,62 @@ def test_the_raised_graph_rounds_as_the_default_kernels(code: str):
     assert (found != want).sum() <= 2
 
 
+def integer_lstm(*, steps: int, coupled: bool = False, projected: bool = False) -> bytes:
+    """An LSTM of int8 codes and a state of int16: x [2, steps, 8] -> y [2, steps, 16]."""
+    from tools.tflite_writer import Model
+
+    rng = np.random.default_rng(5)
+    graph = (model := Model()).subgraph()
+    graph.table.inputs = [graph.tensor("x", (2, steps, 8), "int8", scale=0.0235, point=4)]
+    inputs, scales = [0], []
+    for name, width in (("w", 8), ("r", 16)):
+        for gate in range(4):
+            codes = rng.integers(-127, 128, (16, width)).astype(np.int8)
+            scales.append(rng.uniform(0.9, 1.3) / 127)
+            constant = graph.tensor(f"{name}{gate}", codes.shape, "int8", codes, scale=scales[-1])
+            inputs.append(-1 if coupled and gate == 0 else constant)
+    inputs += [-1, -1, -1]
+    for gate in range(4):
+        codes = np.rint(rng.normal(0, 0.3, 16) / (0.0235 * scales[gate])).astype(np.int32)
+        constant = graph.tensor(f"b{gate}", (16,), "int32", codes, scale=0.0235 * scales[gate])
+        inputs.append(-1 if coupled and gate == 0 else constant)
+    code = {"scale": 2 / 255, "point": -1}
+    square = rng.integers(-127, 128, (16, 16)).astype(np.int8)
+    inputs += [graph.tensor("p", (16, 16), "int8", square, scale=0.01) if projected else -1, -1]
+    inputs.append(graph.tensor("hidden", (2, 16), "int8", variable=True, **code))
+    inputs.append(graph.tensor("cell", (2, 16), "int16", scale=2**-11, variable=True))
+    between = [graph.tensor(f"i{k}", (0,), "int16", scale=2**-12) for k in range(4)]
+    graph.table.outputs = [graph.tensor("y", (2, steps, 16), "int8", **code)]
+    options = {"fusedActivationFunction": 4, "cellClip": 0.0, "projClip": 0.0, "timeMajor": False}
+    graph.operator("UNIDIRECTIONAL_SEQUENCE_LSTM", [*inputs, *[-1] * 4], graph.table.outputs,
+                   "UnidirectionalSequenceLSTMOptions", **options)  # fmt: skip
+    graph.table.operators[0].intermediates = [*between, graph.tensor("i4", (0,), "int8", **code)]
+    return model.content()
+
+
+@pytest.mark.parametrize("path", [*PATHS, pytest.param("htp", marks=pytest.mark.native)])
+@pytest.mark.parametrize("coupled", [False, True])
+def test_an_integer_lstm_is_within_one_step(coupled: bool, path: str):
+    litert = pytest.importorskip("ai_edge_litert.interpreter")
+    content = integer_lstm(steps=12, coupled=coupled)
+    x = np.random.default_rng(2).integers(-128, 128, (2, 12, 8)).astype(np.int8)
+    interpreter = litert.Interpreter(model_content=content)
+    interpreter.allocate_tensors()
+    interpreter.set_tensor(interpreter.get_input_details()[0]["index"], x)
+    interpreter.invoke()
+    want = interpreter.get_tensor(interpreter.get_output_details()[0]["index"])
+    found = compute(lowered(content, path), {"x": x}, path)["y"]
+    assert found.dtype == np.int8
+    assert np.ptp(want.astype(int)) > 150
+    assert np.abs(found.astype(int) - want).max() <= 1
+    assert (found != want).mean() <= 0.2
+
+
+def test_an_integer_lstm_with_a_projection_is_refused():
+    with pytest.raises(ModelError, match="an integer LSTM with peepholes, a projection or layer normalization"):
+        load(integer_lstm(steps=2, projected=True))
+
+
 @pytest.mark.parametrize("kind", ["float32", "float16", "dynamic", "int8", "int16"])
 def test_channels_last_stays_without_a_transpose(kind: str):
     graph = lowered(cases("network")[kind]["model"]).graph

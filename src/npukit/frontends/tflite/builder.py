@@ -481,6 +481,10 @@ class Builder:
         ends = [self.scalar(scale), self.constant(dtype(point))]
         return self.node("DequantizeLinear", self.node("QuantizeLinear", value, *ends), *ends)
 
+    def as_codes(self, value: ir.Value, tensor: TensorRecord) -> ir.Value:
+        """`value` rounded to the codes of `tensor` and back."""
+        return self._linear("DequantizeLinear", self._linear("QuantizeLinear", value, tensor), tensor)
+
     # ------------------------------------------------------------ results
 
     def set(self, value: ir.Value, i: int = 0, *, fused: bool = False) -> None:

@@ -4,6 +4,10 @@
 
 The cells are those of TensorFlow Lite's kernels: https://ai.google.dev/edge/litert/models/rnn and the comments at the
 op definitions of its LSTM (peephole connections, a projection, coupled gates, clipping, layer normalization).
+
+The integer LSTM (8-bit codes, a state of 16 bits) is computed with real numbers: only the results of each step are
+rounded to codes, as they go into the next one. The kernel rounds gates and state too, to 16 bits, which the results
+show as one step now and then.
 """
 
 from __future__ import annotations
@@ -17,6 +21,7 @@ import onnx_ir as ir
 from npukit.frontends.tflite.builder import Builder
 from npukit.frontends.tflite.registry import Refused, reads
 
+_FLOAT = "convert the model with float activations"
 _EPSILON = 1e-8  # that the kernels add to the variance in layer normalization
 Step = Callable[[ir.Value], ir.Value]
 
@@ -57,7 +62,7 @@ def _product(b: Builder, x: ir.Value, weight: int, bias: int | None = None) -> i
 
 def _floats_only(b: Builder) -> None:
     if b.coded(b.tensor(0)):
-        raise Refused("integer recurrent layers", "convert the model with float activations")
+        raise Refused("an integer recurrent layer other than UNIDIRECTIONAL_SEQUENCE_LSTM", _FLOAT)
 
 
 @dataclass
@@ -69,7 +74,29 @@ class _Lstm:
     peephole: int
     bias: int
     projection: int
+    cell: int
     norm: int | None
+
+
+def _plain(b: Builder, at: _Lstm, *, normed: bool) -> None:
+    """Refuse what the integer LSTM here has not."""
+    more = [*range(at.peephole, at.peephole + 3), at.projection]
+    state = b.tensor(at.cell) if b.has(at.cell) else None
+    if normed or any(b.has(i) for i in more):
+        raise Refused("an integer LSTM with peepholes, a projection or layer normalization", _FLOAT)
+    if state is None or not b.coded(state) or not b.coded(b.result()) or b.result().dtype is not ir.DataType.INT8:
+        raise Refused("an integer LSTM whose state or result has no codes", _FLOAT)
+
+
+def _real(b: Builder, i: int, weight: int | None = None) -> ir.Value:
+    """The constant codes of input `i` as floats; a bias has the scale of its product with input `weight`."""
+    codes = b.raw_data(i)
+    if codes is None or not b.coded(b.tensor(i if weight is None else weight)):
+        raise Refused("weights that are computed, or without codes")
+    if weight is None:
+        return b.constant(b.data(i))
+    scale = b.encoding_of(b.tensor(0)).scales[0].astype(np.float64) * b.encoding_of(b.tensor(weight)).scales
+    return b.constant((codes * scale).astype(np.float32))
 
 
 def _lstm(b: Builder, at: _Lstm, x: ir.Value, steps: int, batch: int, *, backwards: bool) -> list[ir.Value]:
@@ -79,13 +106,26 @@ def _lstm(b: Builder, at: _Lstm, x: ir.Value, steps: int, batch: int, *, backwar
         raise Refused("a gate has no weights")
     cells, width = b.shape(at.weights + 1)[0], b.shape(at.recurrent + 1)[1]
     normed = at.norm is not None and b.has(at.norm + 1)
-    stacked = b.node("Concat", *(b.weight(at.weights + k, (0, 1)) for k in gates), axis=0)
-    turned = b.node("Concat", *(b.weight(at.recurrent + k, (0, 1)) for k in gates), axis=0)
-    inputs = [x, stacked, *([] if normed else [b.node("Concat", *(b.x(at.bias + k) for k in gates), axis=0)])]
+    coded = b.coded(b.tensor(0))
+    if coded:
+        _plain(b, at, normed=normed)
+
+    def matrix(i: int) -> ir.Value:
+        return _real(b, i) if coded else b.weight(i, (0, 1))
+
+    def bias(k: int) -> ir.Value:
+        return _real(b, at.bias + k, at.weights + k) if coded else b.x(at.bias + k)
+
+    stacked = b.node("Concat", *(matrix(at.weights + k) for k in gates), axis=0)
+    turned = b.node("Concat", *(matrix(at.recurrent + k) for k in gates), axis=0)
+    inputs = [x, stacked, *([] if normed else [b.node("Concat", *(bias(k) for k in gates), axis=0)])]
     product = b.node("Gemm", *inputs, transB=1)
     cell = b.constant(b.filled((batch, cells), 0, np.float32))
     hidden = b.constant(b.filled((batch, width), 0, np.float32))
     cell_clip, clip = float(b.op.get("CellClip", 0.0)), float(b.op.get("ProjClip", 0.0))
+    if coded:  # the state's codes saturate
+        end = 2.0**15 * float(b.encoding_of(b.tensor(at.cell)).scales[0])
+        cell_clip = min(cell_clip, end) if cell_clip > 0 else end
     kind = int(b.op.get("FusedActivationFunction", 4))
 
     def gate(value: ir.Value, k: int, state: ir.Value) -> ir.Value:
@@ -115,6 +155,8 @@ def _lstm(b: Builder, at: _Lstm, x: ir.Value, steps: int, batch: int, *, backwar
             hidden = _product(b, hidden, at.projection, at.projection + 1)
             if clip > 0:
                 hidden = b.clip(hidden, -clip, clip)
+        if coded:
+            hidden = b.as_codes(hidden, b.result())
         return hidden
 
     return _unroll(b, product, steps, step, backwards=backwards)
@@ -136,10 +178,9 @@ def _rnn(b: Builder, at: int, x: ir.Value, steps: int, batch: int, *, backwards:
 @reads("UNIDIRECTIONAL_SEQUENCE_LSTM")
 def sequence_lstm(b: Builder) -> None:
     """X [time, batch, width] or [batch, time, width] -> the same with the state's width."""
-    _floats_only(b)
     time_major = bool(b.op.get("TimeMajor", False))
     x, steps, batch = _steps(b, time_major)
-    b.set(_stacked(b, _lstm(b, _Lstm(1, 5, 9, 12, 16, 20), x, steps, batch, backwards=False), time_major))
+    b.set(_stacked(b, _lstm(b, _Lstm(1, 5, 9, 12, 16, 19, 20), x, steps, batch, backwards=False), time_major))
     _starts_from_zero(b)
 
 
@@ -151,8 +192,8 @@ def two_lstms(b: Builder) -> None:
         raise Refused("an auxiliary input")
     time_major = bool(b.op.get("TimeMajor", True))
     x, steps, batch = _steps(b, time_major)
-    ahead = _lstm(b, _Lstm(1, 5, 9, 12, 16, None), x, steps, batch, backwards=False)
-    back = _lstm(b, _Lstm(18, 22, 26, 29, 33, None), x, steps, batch, backwards=True)
+    ahead = _lstm(b, _Lstm(1, 5, 9, 12, 16, 36, None), x, steps, batch, backwards=False)
+    back = _lstm(b, _Lstm(18, 22, 26, 29, 33, 38, None), x, steps, batch, backwards=True)
     _both(b, ahead, back, time_major)
 
 
