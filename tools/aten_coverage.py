@@ -40,7 +40,7 @@ Converted and equal: {fine}
 | --- | --- | --- |
 {rows}
 
-Written by `python -m tools.aten_coverage`.
+Written by `python -m tools.aten_coverage`, in one run.
 """
 
 
