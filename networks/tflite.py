@@ -38,16 +38,17 @@ Networks made with Keras and TensorFlow (`networks/tflite_zoo.py`), converted by
 one `npukit convert FILE`, against LiteRT's interpreter as it runs by default, with XNNPACK.
 
 Trained, and measured on samples that neither training nor calibration has seen: `digits`, `mobilenet_v2` (Keras' own,
-alpha 0.35, digits enlarged to 64x64) and `tcn` (digits row after row) on scikit-learn's handwritten digits, 256 of
+alpha 0.35, digits enlarged to 128x128) and `tcn` (digits row after row) on scikit-learn's handwritten digits, 256 of
 1,797 held out; `super_resolution` on scikit-learn's two photographs, the right third of both held out, in 128 patches
 that overlap. The others have random weights, their norms' statistics taken from data.
 
 SQNR is that of all samples together, the cosine that of the worst one. *Nearest pair* is the largest cosine between the
 outputs of two samples, *transposes* are those in the QNN graph. Three backends are compared: QNN CPU; *raised*, the
 artifact for QNN CPU on ONNX Runtime; HTP, the emulator ({chip}). *Kernels* are LiteRT's own reference kernels against
-its default ones: what rounding alone comes to in that network. *Right* is what LiteRT, QNN CPU and HTP make of the
-truth: the share of right answers, or for super-resolution the peak signal-to-noise ratio in dB. Integer outputs are
-compared as the real numbers that they stand for.
+its default ones: what rounding alone comes to in that network; [the guide](../guides/tflite.md#what-was-measured) says
+what single operators differ by. *Right* is what LiteRT, QNN CPU and HTP make of the truth: the share of right answers,
+or for super-resolution the peak signal-to-noise ratio in dB. Integer outputs are compared as the real numbers that they
+stand for.
 
 Asked for: float32 and float16 cosine 0.9999 on QNN CPU; int8 and int16 top-1 agreement 99 % and 30 dB; dynamic range
 (LiteRT rounds activations while it runs, the artifact does not) 20 dB.
