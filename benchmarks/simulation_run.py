@@ -4,8 +4,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
@@ -140,14 +141,19 @@ def quantized(row: Row, bits: int, weights: int, arch: int) -> tuple[Graph, dict
     return made.graph, given, made.precisions, next(iter(made.refused.values()), "")
 
 
-def emulate(graph: Graph, feeds: dict[str, Any], arch: int) -> dict[str, Any]:
-    """The outputs of a graph on the emulator, by name."""
+@contextlib.contextmanager
+def emulated(graph: Graph, arch: int) -> Iterator[Callable[[dict[str, Any]], dict[str, Any]]]:
+    """A function that runs a graph on the emulator: arrays by tensor name to outputs by tensor name."""
     with backend(arch).context() as context:
         handle = context.add_graph(graph)
         handle.finalize()
-        results = [np.empty(t.shape, t.dtype.numpy) for t in handle.outputs]
-        handle.execute([np.ascontiguousarray(feeds[t.name]) for t in handle.inputs], results)
-        return {t.name: np.array(a) for t, a in zip(handle.outputs, results, strict=True)}
+
+        def run(feeds: dict[str, Any]) -> dict[str, Any]:
+            results = [np.empty(t.shape, t.dtype.numpy) for t in handle.outputs]
+            handle.execute([np.ascontiguousarray(feeds[t.name]) for t in handle.inputs], results)
+            return {t.name: array for t, array in zip(handle.outputs, results, strict=True)}
+
+        yield run
 
 
 def compare(label: str, bits: int, weights: int, arch: int) -> dict[str, Any]:
@@ -171,7 +177,8 @@ def compare(label: str, bits: int, weights: int, arch: int) -> dict[str, Any]:
             found["unreliable"] = reason
         try:
             ours = Simulation(graph, "qdq", threads=1).run(feeds)
-            theirs = emulate(graph, feeds, arch)
+            with emulated(graph, arch) as emulator:
+                theirs = emulator(feeds)
             floats, exact = row.graph()
             true = Simulation(floats, "float", threads=1).run(exact)
         except NpukitError as error:

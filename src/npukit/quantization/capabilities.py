@@ -181,7 +181,7 @@ def _beyond_its_clamp(op: Op) -> bool:
     return reach.low < limits[0] - step or reach.high > limits[1] + step
 
 
-_CLAMP = "behind another op a clamp in 16 bits does not clamp, but where its codes end"
+_CLAMP = "behind another op a clamp in 16 bits does not clamp: taken only where its codes end there"
 _LOG = "Log in 16 bits gives codes from end to end of the range for most ranges of its output"
 UNRELIABLE = (
     Unreliable("ElementWiseLog", (16,), _LOG),
