@@ -116,19 +116,21 @@ def with_outliers(graph: Graph, seed: int = 5, times: float = 40.0) -> None:
             span.divide(factors)
 
 
-def _network(
+def network(
     name: str, title: str, change: Callable[[Graph], None] | None, counts: tuple[int, int]
 ) -> Callable[[Path, contextlib.ExitStack], Case]:
+    """A network of `networks/`, small, with something done to its graph; samples to calibrate with and to judge by."""
+
     def make(folder: Path, stack: contextlib.ExitStack) -> Case:
-        network = NETWORKS[name]
+        chosen = NETWORKS[name]
         path = folder / f"{name}.onnx"
         if not path.exists():
-            build(network, "small", path)
-        symbols = dict(network.variant("small").symbols)
+            build(chosen, "small", path)
+        symbols = dict(chosen.variant("small").symbols)
         graph, legal = lowered(path, LoadOptions(symbols=symbols, batch=1), stack)
         if change is not None:
             change(graph)
-        data = samples(network, "small", sum(counts))
+        data = samples(chosen, "small", sum(counts))
         return Case(title, graph, legal, data[: counts[0]], data[counts[0] :])
 
     return make
@@ -157,12 +159,12 @@ def lowered(path: Path, options: LoadOptions, stack: contextlib.ExitStack) -> tu
 
 CASES: dict[str, Callable[[Path, contextlib.ExitStack], Case]] = {
     "digits": _digits,
-    "mobilenet_v2": _network("mobilenet_v2", "MobileNetV2", None, (48, 16)),
-    "mobilenet_v2_uneven": _network("mobilenet_v2", "MobileNetV2, uneven channels", unequalized, (48, 16)),
-    "resnet50": _network("resnet50", "ResNet-50", None, (32, 12)),
-    "vit_b16": _network("vit_b16", "ViT", None, (64, 24)),
-    "vit_b16_outliers": _network("vit_b16", "ViT, outliers", with_outliers, (64, 24)),
-    "bert_base": _network("bert_base", "BERT", None, (64, 24)),
+    "mobilenet_v2": network("mobilenet_v2", "MobileNetV2", None, (48, 16)),
+    "mobilenet_v2_uneven": network("mobilenet_v2", "MobileNetV2, uneven channels", unequalized, (48, 16)),
+    "resnet50": network("resnet50", "ResNet-50", None, (32, 12)),
+    "vit_b16": network("vit_b16", "ViT", None, (64, 24)),
+    "vit_b16_outliers": network("vit_b16", "ViT, outliers", with_outliers, (64, 24)),
+    "bert_base": network("bert_base", "BERT", None, (64, 24)),
 }
 
 
