@@ -36,8 +36,8 @@ REASONS: dict[tuple[str, int, str], str] = {
         16,
         "sqnr",
     ): "ONNX Runtime's QNN configuration takes the weights of an LSTM for activations: uint16, one scale; the last "
-    "Gemm alone has int8. Measured: npukit's int8 weights alone, activations in float, come to 39.3 dB as well, so rounding "
-    "gates and states costs nothing; with `--weights 16` npukit comes to 65.6 dB",
+    "Gemm alone has int8. Measured: npukit's int8 weights with activations in float come to 39.3 dB as well, so "
+    "rounding gates and states costs nothing; with `--weights 16` npukit comes to 65.6 dB",
     (
         "",
         0,
