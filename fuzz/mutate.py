@@ -104,12 +104,12 @@ def json_text(rng: random.Random, text: bytes) -> bytes:
     if rng.random() < 0.125:
         at = rng.randrange(max(1, len(text)))
         return text[:at] + rng.choice(_LITERALS).encode("utf-8", "surrogatepass") + text[at + 1 :]
+    spots: list[tuple[Any, Any]] = []
     try:
         value = json.loads(text)
-    except ValueError:
+        _spots(value, spots)
+    except (ValueError, RecursionError):  # damaged, or nested too deeply, by an earlier mutation
         return raw(rng, text)
-    spots: list[tuple[Any, Any]] = []
-    _spots(value, spots)
     if not spots:
         return raw(rng, text)
     _change(rng, *rng.choice(spots))

@@ -38,12 +38,13 @@ def page(run: Run) -> str:
     packages += ["torch"] if {"pt2", "pt"} & set(run.kinds) else []
     versions = ", ".join(f"{name} {metadata.version(name)}" for name in packages)
     versions += f", {frameworks.tensorflow_version()}" if run.tensorflow is not None else ""
+    limit = f" --time-limit {run.limit:g}" if run.limit is not None else ""
     seeds = ", ".join(f"{kind} {len(found)}" for kind, found in run.seeds.items())
     lines = [
         "# Fuzzing",
         "",
-        f"`python -m fuzz --kinds {','.join(run.kinds)} --count {run.count} --seed {run.number}`: {run.done} mutated "
-        f"files in {run.seconds:.0f} s with {run.jobs} job(s), {run.workers} workers started.",
+        f"`python -m fuzz --kinds {','.join(run.kinds)} --count {run.count} --seed {run.number}{limit}`: {run.done} "
+        f"mutated files in {run.seconds:.0f} s with {run.jobs} job(s), {run.workers} workers started.",
         f"{datetime.date.today()}, {platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}; "
         f"{versions}. Seeds: {seeds}.",
         "",

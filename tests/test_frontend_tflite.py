@@ -367,6 +367,18 @@ def hostile() -> dict[str, bytes]:
     }
 
 
+def test_a_mirror_padding_reaches_no_farther_than_the_axis():
+    content = cases("ops_int8")["mirror"]["model"]
+    paddings = flatfile.read_content(content).subgraphs[0].tensors[1].data
+    assert paddings is not None
+    other = paddings.copy()
+    other[0, 0] = 1 << 18
+    assert content.count(paddings.tobytes()) == 1
+    with pytest.raises(ModelError) as caught:
+        load(content.replace(paddings.tobytes(), other.tobytes()))
+    assert "262144 and" in str(caught.value)
+
+
 @pytest.mark.parametrize("name", hostile())
 def test_hostile_files_are_refused_with_a_sentence(name: str):
     with pytest.raises(ModelError) as caught:

@@ -115,6 +115,10 @@ BAD_MODELS = {
     "unknown-input": (model("(float[2] x) => (float[2] y) { y = Relu (q) }"), "reads 'q', which nothing makes"),
     "wrong-dtype": (wrong_dtype(), "unknown dtype 99"),
     "oversized": (oversized(), "larger than any memory"),
+    "slices": (
+        model('(float[2] x) => (float[100002] y) <int64[2] p = {100000, 0}> { y = Pad <mode = "edge"> (x, p) }'),
+        "takes 100000 slices of an axis of 2",
+    ),
     "dynamic": (model("(float[n,2] x) => (float[n,2] y) { y = Relu (x) }"), "--symbol n=N"),
     "escapes-up": (external("../weights.bin"), "lies outside the model's folder"),
     "escapes-absolute": (external("/etc/passwd"), "lies outside the model's folder"),

@@ -257,6 +257,9 @@ def _depth_space_by_transpose(e: Emitter, node: ir.Node, x: Tensor, b: int, mode
     e.bind(node.outputs[0], y, channel_last(4))
 
 
+_MAX_SLICES = 4096  # of a padding by reflection or edge
+
+
 @lowers("Pad")
 def pad(e: Emitter, node: ir.Node) -> None:
     """Constant, reflect, edge or wrap padding with constant amounts; negative amounts crop.
@@ -348,6 +351,12 @@ def padded_by_concat(e: Emitter, x: Tensor, amounts: list[list[int]], mode: str,
             ]
             parts = [part for part in (blocks[0], flat, blocks[1]) if part is not None]
         else:
+            slices = before + after if mode == "edge" else (before + after) // max(1, size - 1)
+            if slices > _MAX_SLICES:
+                raise Unsupported(
+                    f"padding of {before} and {after} elements takes {slices} slices of an axis of {size}, "
+                    f"more than the {_MAX_SLICES} that are written"
+                )
             for begin, stop, step in _runs(_source_indices(size, before, after, mode)):
                 parts.append(e.slice(flat, 1, begin, stop, step))
         x = e.reshape(e.concat(parts, 1), (*x.shape[:axis], size + before + after, *x.shape[axis + 1 :]))

@@ -220,8 +220,11 @@ def pad(b: Builder) -> None:
 def mirror_pad(b: Builder) -> None:
     """Without the edge, or with it (which ONNX has no mode for: the elements are gathered)."""
     pads = np.array(b.ints(1, "paddings")).reshape(-1, 2)
-    x = b.x(0)
-    if int(b.op.get("Mode", 0)) == 0:
+    x, edge = b.x(0), int(b.op.get("Mode", 0)) == 1
+    for size, amounts in zip(b.shape(0), pads, strict=True):
+        if max(amounts) > size - (not edge) or min(amounts) < 0:
+            raise Refused(f"paddings of {amounts[0]} and {amounts[1]} elements on an axis of {size}")
+    if not edge:
         b.set(b.node("Pad", x, b.vector([*pads[:, 0], *pads[:, 1]]), mode="reflect") if pads.any() else x)
         return
     for axis, (before, behind) in enumerate(pads):
