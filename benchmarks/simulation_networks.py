@@ -32,7 +32,7 @@ ROOT = Path(__file__).resolve().parents[1]
 TARGET, ARCH = "sm8550", 73
 PRECISIONS = {"W8A8": (8, 8), "W8A16": (8, 16)}  # the DLC writer of the wheel cannot write 4 bits per channel
 _CALIBRATION, _TESTED, _DIGITS = 16, 64, 360
-_FEWEST, _MOST = 4, 16  # calibrations: more until the interval is as narrow as WANTED
+FEWEST, MOST = 4, 16  # calibrations: more until the interval is as narrow as WANTED
 WANTED = 0.25  # dB to either side
 # Student's t for two-sided 95 %, by degrees of freedom.
 _T = {3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262, 10: 2.228, 11: 2.201, 12: 2.179, 13: 2.160,
@@ -108,7 +108,7 @@ def _row(source: Source, precision: str, artifact: Path) -> dict[str, Any]:
     """Means over calibrations; `apart` and `points` are of simulation less emulator, with their 95 % intervals."""
     weights, activations = PRECISIONS[precision]
     found: list[dict[str, float]] = []
-    while len(found) < _FEWEST or (len(found) < _MOST and interval([f["apart"] for f in found]) > WANTED):
+    while len(found) < FEWEST or (len(found) < MOST and interval([f["apart"] for f in found]) > WANTED):
         seen, tested = source.draw(len(found))
         close()  # `quantize` opens an emulator of its own, and two at once answer for one chip
         npukit.quantize(

@@ -152,10 +152,10 @@ codes that reach beyond it are not used, and the simulation loses such a clamp t
 
 
 def _networks(networks: list[Found]) -> list[str]:
-    from benchmarks.simulation_networks import _FEWEST, _MOST, WANTED
+    from benchmarks.simulation_networks import FEWEST, MOST, WANTED
 
     true = next((n["float_top1"] for n in networks if n.get("labels")), float("nan"))
-    words = {"goal": GOAL_DB, "fewest": _FEWEST, "most": _MOST, "wanted": WANTED, "float": f"{true:.1f}"}
+    words = {"goal": GOAL_DB, "fewest": FEWEST, "most": MOST, "wanted": WANTED, "float": f"{true:.1f}"}
     head = (
         "network",
         "precision",
