@@ -110,6 +110,7 @@ networks: $(READY)
 networks-pytorch: $(TORCH)
 	$(BIN)/python -m pip install --quiet -c constraints.txt transformers
 	$(BIN)/python -m networks.pytorch --markdown docs/results/networks-pytorch.md
+	$(BIN)/python -m benchmarks.pytorch_memory --markdown docs/results/pytorch-memory.md
 
 networks-tflite: $(READY) env-tensorflow
 	.venv-tensorflow/bin/python -P networks/tflite_zoo.py results/networks-tflite

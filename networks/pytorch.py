@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
+import os
 import sys
 import tempfile
 import time
@@ -59,7 +60,10 @@ run on QNN CPU, and compared with what PyTorch itself computes: {count} inputs e
 `digits` was trained on 240 of the 360 handwritten digits of `examples/digits` ({epochs} epochs, shifted by up to a
 pixel): top-1 on the other 120 is {top1} with PyTorch and {npu} on QNN CPU.
 
-{machine}. Written by `make networks-pytorch`.
+{machine}.
+Written by `make networks-pytorch`, in one run.
+
+What a large model costs in memory and time: [pytorch-memory.md](pytorch-memory.md).
 """
 EPOCHS = 30
 
@@ -74,6 +78,7 @@ class Network:
         feeds: the inputs of a number, by argument name.
         norms: whether batch norms take their statistics from data.
         head: attribute with the last layer of a classifier, whose bias takes the mean off; empty for none.
+        stem: attributes with convolutions that no norm follows: their channels get zero mean and unit variance.
     """
 
     name: str
@@ -81,6 +86,7 @@ class Network:
     feeds: Callable[[int], dict[str, Tensor]]
     norms: bool = True
     head: str = ""
+    stem: tuple[str, ...] = ()
 
 
 def images(size: int, channels: int = 3) -> Callable[[int], dict[str, Tensor]]:
@@ -109,6 +115,25 @@ def floats(**shapes: tuple[int, ...]) -> Callable[[int], dict[str, Tensor]]:
         return found
 
     return draw
+
+
+def speech(seed: int) -> np.ndarray[Any, Any]:
+    """Three seconds at 16 kHz like speech: syllables with a gliding pitch and three formants, pauses, soft noise."""
+    generator = np.random.default_rng(seed)
+    time = np.arange(48_000) / 16_000
+    wave = 0.003 * generator.standard_normal(time.size)
+    start = generator.uniform(0, 0.3)
+    while start < 2.9:
+        length, pitch, glide = (generator.uniform(*span) for span in ((0.1, 0.4), (90, 280), (-60, 60)))
+        formants = generator.uniform((250, 800, 2000), (900, 2300, 3500))
+        since = time - start
+        swell = np.sin(np.pi * np.clip(since / length, 0, 1))
+        phase = 2 * np.pi * (pitch * time + glide * since**2)
+        for harmonic in range(1, 24):
+            level = 0.02 + np.exp(-(((harmonic * pitch - formants) / 120) ** 2)).sum()
+            wave += 0.2 * level * swell * np.sin(harmonic * phase)
+        start += length + generator.uniform(0.02, 0.25)
+    return wave.astype(np.float32)
 
 
 def tokens(seed: int) -> dict[str, Tensor]:
@@ -164,6 +189,10 @@ def of_transformers() -> list[Network]:
         )
         return t.models.whisper.modeling_whisper.WhisperEncoder(config)
 
+    def spectrum(seed: int) -> dict[str, Tensor]:
+        extractor = t.WhisperFeatureExtractor(feature_size=80, chunk_length=3)
+        return {"input_features": extractor(speech(seed), sampling_rate=16_000, return_tensors="pt")["input_features"]}
+
     def segformer() -> nn.Module:
         return t.SegformerForSemanticSegmentation(t.SegformerConfig(num_labels=21))
 
@@ -176,7 +205,7 @@ def of_transformers() -> list[Network]:
 
     return [
         Network("transformers_bert", bert, ids),
-        Network("transformers_whisper_encoder", whisper, floats(input_features=(1, 80, 300))),
+        Network("transformers_whisper_encoder", whisper, spectrum, stem=("conv1", "conv2")),
         Network("transformers_segformer", segformer, pixels),
     ]
 
@@ -195,6 +224,8 @@ def build(network: Network) -> nn.Module:
             batch = {name: torch.cat([draw[name] for draw in draws]) for name in draws[0]}
             _settle(module, norms, batch)
         module.eval()
+        for name in network.stem:
+            _normalize(module, module.get_submodule(name), draws)
         if network.head:
             _centre(module, module.get_submodule(network.head), draws)
     return module
@@ -210,14 +241,27 @@ def _settle(module: nn.Module, norms: list[Any], batch: dict[str, Tensor]) -> No
     module.eval()
 
 
+def _normalize(module: nn.Module, layer: Any, draws: list[dict[str, Tensor]]) -> None:
+    """Scale and shift the channels of a convolution as a batch norm behind it would."""
+    given = _given(module, layer, draws).transpose(0, 1).flatten(1)
+    scale = given.std(1)
+    layer.weight /= scale.reshape(-1, *[1] * (layer.weight.dim() - 1))
+    layer.bias.copy_((layer.bias - given.mean(1)) / scale)
+
+
 def _centre(module: nn.Module, head: Any, draws: list[dict[str, Tensor]]) -> None:
     """Take the mean over the draws off what `head` gives, by its bias."""
+    head.bias -= _given(module, head, draws).reshape(-1, head.bias.shape[0]).mean(0)
+
+
+def _given(module: nn.Module, layer: nn.Module, draws: list[dict[str, Tensor]]) -> Tensor:
+    """What `layer` gives for the draws, one batch."""
     given: list[Tensor] = []
-    hook = head.register_forward_hook(lambda _m, _i, output: given.append(output))
+    hook = layer.register_forward_hook(lambda _m, _i, output: given.append(output))
     for draw in draws:
         module(**draw)
     hook.remove()
-    head.bias -= torch.cat(given).reshape(-1, head.bias.shape[0]).mean(0)
+    return torch.cat(given)
 
 
 def trained() -> tuple[nn.Module, Tensor, Tensor]:
@@ -341,6 +385,7 @@ def main() -> int:
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
+    here = machine()
     rows: dict[str, Any] = json.loads(options.rows.read_text()) if options.rows and options.rows.exists() else {}
     known = {network.name: network for network in (*NETWORKS, *of_transformers())}
     for name in options.names or [*known, "digits"]:
@@ -359,13 +404,13 @@ def main() -> int:
             options.rows.write_text(json.dumps(rows))
     failed = [f"{name}: {fault}" for name, one in rows.items() for fault in one["failed"]]
     if options.markdown is not None:
-        here = machine()
         top1 = rows.get("digits", {}).get("top1", ["not measured"] * 2)
         text = PAGE.format(
             transformers=_version("transformers"), count=options.inputs, alive=ALIVE, cosine=COSINE, epochs=EPOCHS,
             table="\n".join(table(HEAD, [[one["row"].get(key, "-") for key in HEAD] for one in rows.values()])),
             failed="".join(f"\nDoes not hold: {fault}\n" for fault in failed), top1=top1[0], npu=top1[1],
-            machine=f"torch {torch.__version__}, {here['cpu']}, {here['cores']} cores, {here['date']}",
+            machine=f"torch {torch.__version__}, {here['cpu']}, {here['cores']} cores, {here['date']}; load average "
+            f"{here['load_before']:.1f} when it began, {os.getloadavg()[0]:.1f} when it ended",
         )  # fmt: skip
         options.markdown.write_text(text)
     return 1 if failed else 0
