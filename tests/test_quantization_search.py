@@ -141,7 +141,7 @@ def test_plans_one_after_another_give_what_each_gives_alone() -> None:
 @pytest.mark.native
 @pytest.mark.parametrize("name", list(quantization_search.TASKS))
 def test_the_search_is_near_exhaustive_greedy(name: str, tmp_path: Path) -> None:
-    """Processor time: the encoder 370 s (3,800 plans), MobileNetV2 90 s (1,800 plans)."""
+    """Processor time: the encoder 300 s (3,800 plans), MobileNetV2 80 s (1,800 plans)."""
     try:
         found = quantization_search.compared(name, tmp_path)
     except subprocess.CalledProcessError:
