@@ -212,8 +212,8 @@ def _run(session: Session, feeds: list[dict[str, Array]]) -> dict[str, Array]:
 
 def _own(row: Row) -> str:
     """What LiteRT's kernels come to among themselves, beside what we miss."""
-    apart = row.cells.get("kernels dB", "")
-    return f" (LiteRT's two sets of kernels: {apart} dB; raised: {row.cells['raised SQNR dB']} dB)" if apart else ""
+    apart, raised = (row.cells.get(name, "-") for name in ("kernels dB", "raised SQNR dB"))
+    return f" (LiteRT's two sets of kernels: {apart} dB; raised: {raised} dB)" if apart != "-" else ""
 
 
 def _reference_kernels(path: Path, feeds: list[dict[str, Array]], names: list[str]) -> dict[str, Array]:
