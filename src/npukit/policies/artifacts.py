@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -154,6 +154,8 @@ def plan(
 def make(task: Task, folder: Path, model: str, samples: list[dict[str, Array]], options: Mapping[str, Any]) -> Artifact:
     """Make an artifact in `folder` (to be called in a process of its own, for the sake of memory).
 
+    Of a chip's it is the DLC, of which `compiled` makes the context binary.
+
     Args:
         task: what.
         folder: where the component's ONNX model lies, and where the artifact goes.
@@ -162,7 +164,7 @@ def make(task: Task, folder: Path, model: str, samples: list[dict[str, Array]], 
         options: "threads".
 
     Raises:
-        NpukitError: the component cannot be converted, quantized or compiled.
+        NpukitError: the component cannot be converted or quantized.
     """
     if task.backend == "ort" and task.precision in FLOATS:
         return Artifact(task, model, _bytes(folder, model))
@@ -178,16 +180,25 @@ def make(task: Task, folder: Path, model: str, samples: list[dict[str, Array]], 
         else:
             made = _convert(folder / model, folder / dlc, task.precision, chip, options)
     gflop, notes = made
-    if not task.target:
-        return Artifact(task, dlc, (folder / dlc).stat().st_size, dlc, gflop, tuple(stages.found), notes)
+    return Artifact(task, dlc, (folder / dlc).stat().st_size, dlc, gflop, tuple(stages.found), notes)
+
+
+def compiled(artifact: Artifact, folder: Path) -> Artifact:
+    """The context binary of a DLC that `make` made for a chip; in another process, as a library needs gigabytes again.
+
+    Raises:
+        NpukitError: the DLC cannot be compiled.
+    """
     from npukit.verbs.compile import CompileOptions, CompileResult, compile
 
+    task = artifact.task
+    stages = Stages(f"{task.component} for {task.key}: ")
     binary = f"{task.component}.{task.target}.bin"
     with stages("compile"):
-        compiled = compile(CompileOptions(folder / dlc, output=folder / binary, target=task.target))
-    assert isinstance(compiled, CompileResult)
-    notes += compiled.notes
-    return Artifact(task, binary, compiled.size, dlc, gflop, tuple(stages.found), notes)
+        result = compile(CompileOptions(folder / artifact.dlc, output=folder / binary, target=task.target))
+    assert isinstance(result, CompileResult)
+    done = (*artifact.stages, *stages.found)
+    return replace(artifact, path=binary, size=result.size, stages=done, notes=(*artifact.notes, *result.notes))
 
 
 def _eight_bits(task: Task, folder: Path, model: str, stages: Stages) -> Artifact:

@@ -313,10 +313,13 @@ class _Export:
 
     def _artifact(self, task: artifacts.Task, model: str, samples: list[dict[str, Array]]) -> Artifact:
         given = samples if artifacts.quantized(task.precision) else []
+        made: Artifact = self._apart("make", task, self.folder, model, given, {"threads": self.request.threads})
+        return self._apart("compiled", made, self.folder) if task.target else made
+
+    def _apart(self, function: str, *arguments: Any) -> Artifact:
+        """Call a function of `artifacts` in a process that ends with it."""
         with isolated(in_process=self.request.in_process, timeout=self.request.timeout) as call:
-            made: Artifact = call(
-                "npukit.policies.artifacts:make", task, self.folder, model, given, {"threads": self.request.threads}
-            )
+            made: Artifact = call(f"npukit.policies.artifacts:{function}", *arguments)
         return made
 
     def _compare_all(self, made: Sequence[Artifact], chunks: list[Array], samples: Mapping[str, list[Sample]]) -> None:
