@@ -4,9 +4,11 @@
 
 from __future__ import annotations
 
+import io
 import os
 import time
 import tracemalloc
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -47,12 +49,20 @@ def test_load_reads_a_file_whatever_its_name(tmp_path: Path) -> None:
     assert len(result.source_sha256) == 64
 
 
+def zipped(name: str) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr(name, "{}")
+    return buffer.getvalue()
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
         (b"", "empty"),
         (b"version https://git-lfs.github.com/spec/v1\n", "git-lfs pointer"),
-        (b"PK\x03\x04rest", "zip archive"),
+        (b"PK\x03\x04rest", "not a sound zip archive"),
+        (zipped("model.json"), "this is a zip archive"),
         (b"<!DOCTYPE html>", "web page"),
         (b'{"a": 1}', "JSON"),
         (b"\x00\x00\x00\x00TFL3", "TensorFlow Lite"),
