@@ -17,7 +17,7 @@ import onnx
 import onnx_ir as ir
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
-from npukit.errors import Fault, ModelError
+from npukit.errors import ArtifactError, Fault, ModelError
 from npukit.files import zip_entries
 from npukit.frontends.onnx.check_model import check_model, tensor_bytes
 from npukit.frontends.onnx.rewrite import subgraphs_of
@@ -96,6 +96,14 @@ def _proto_digest(proto: onnx.ModelProto) -> str:
     return hashlib.sha256(proto.SerializeToString(deterministic=True)).hexdigest()
 
 
+def _check_zip(content: mmap.mmap, path: Path) -> None:
+    """ModelError for a damaged archive, so that nobody looks for one of another kind."""
+    try:
+        zip_entries(memoryview(content), where=str(path))
+    except ArtifactError as error:
+        raise ModelError(error.what, where=error.where, hint=error.hint) from None
+
+
 def _read_file(path: Path, also: frozenset[str]) -> Source:
     try:
         with open(path, "rb") as file:
@@ -112,7 +120,7 @@ def _read_file(path: Path, also: frozenset[str]) -> Source:
     for at, magic, kind, hint in _OTHER_FORMATS:
         if mapping[at : at + len(magic)] == magic:
             if magic.startswith(b"PK"):
-                zip_entries(memoryview(mapping), where=str(path))  # says what is wrong with a damaged one
+                _check_zip(mapping, path)
             raise ModelError(f"this is {kind}", where=str(path), hint=hint)
     proto = onnx.ModelProto()
     view = memoryview(mapping)
