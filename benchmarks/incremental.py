@@ -12,7 +12,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from npukit.qnn.graph import Array, Graph, Op, Tensor, TensorKind
-from npukit.quantization.simulation import Simulation, as_computed, native_feeds, real_outputs
+from npukit.quantization.simulation import Simulation, native_feeds, real_outputs
+from npukit.raising import as_computed
 
 Key = tuple[Any, ...]
 Values = dict[int, list[Array]]

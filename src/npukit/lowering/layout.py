@@ -45,7 +45,7 @@ def _convolve(graph: Graph) -> None:
     FullyConnected could flatten its input by itself, but HTP computes that wrongly once it is quantized.
     """
     makers = {id(tensor): op for op in graph.ops for tensor in op.outputs}
-    readers = _readers(graph)
+    readers = graph.readers()
     for behind in graph.ops:
         product = makers.get(id(behind.inputs[0])) if behind.type == "Reshape" else None
         if product is None or product.type != "FullyConnected":
@@ -90,7 +90,7 @@ def _unpadded(shape: tuple[int, ...]) -> tuple[int, ...]:
 def _fold_batchnorm(graph: Graph) -> bool:
     """Conv -> Batchnorm, all float constants: the kernel is scaled per output channel, the bias moved."""
     makers = {id(tensor): op for op in graph.ops for tensor in op.outputs}
-    readers = _readers(graph)
+    readers = graph.readers()
     outputs = {id(tensor) for tensor in graph.outputs}
     changed = False
     for norm in [op for op in graph.ops if op.type == "Batchnorm"]:
@@ -124,7 +124,7 @@ _SCALED_CONVOLUTIONS = frozenset(("Conv2d", "DepthWiseConv2d", "Conv3d"))  # out
 def _fold_bias(graph: Graph) -> bool:
     """FullyConnected with a zero bias (-> Reshape) -> ElementWiseAdd of one constant row: the row is the bias."""
     makers = {id(tensor): op for op in graph.ops for tensor in op.outputs}
-    readers = _readers(graph)
+    readers = graph.readers()
     outputs = {id(tensor) for tensor in graph.outputs}
     for add in graph.ops:
         if add.type != "ElementWiseAdd":
@@ -172,7 +172,7 @@ def _chain_to_product(makers: dict[int, Op], tensor: Tensor | None) -> list[Op]:
 def _fold_flatten(graph: Graph) -> bool:
     """Transpose -> Reshape to [N, K] -> FullyConnected: the weight's columns take the order instead."""
     makers = {id(tensor): op for op in graph.ops for tensor in op.outputs}
-    readers = _readers(graph)
+    readers = graph.readers()
     for op in graph.ops:
         weight = op.inputs[1] if op.type == "FullyConnected" else None
         flat = makers.get(id(op.inputs[0])) if weight is not None else None
@@ -194,15 +194,6 @@ def _fold_flatten(graph: Graph) -> bool:
         flat.outputs[0].held = None  # its elements no longer lie in the source's order
         return True
     return False
-
-
-def _readers(graph: Graph) -> dict[int, list[Op]]:
-    readers: dict[int, list[Op]] = {}
-    for op in graph.ops:
-        for tensor in op.inputs:
-            if tensor is not None:
-                readers.setdefault(id(tensor), []).append(op)
-    return readers
 
 
 def _perm(op: Op) -> tuple[int, ...]:
@@ -269,7 +260,7 @@ def _drop_dead(graph: Graph) -> bool:
 
 def _turn_io(graph: Graph) -> bool:
     """Drop a Transpose to channels last right behind an input, and one back right before an output."""
-    readers = _readers(graph)
+    readers = graph.readers()
     for tensor in graph.inputs:
         users = readers.get(id(tensor), [])
         if tensor.held is None or tensor.held.perm is not None or not users:

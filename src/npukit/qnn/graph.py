@@ -254,6 +254,15 @@ class Graph:
             yield from op.outputs
         yield from self.outputs
 
+    def readers(self) -> dict[int, list[Op]]:
+        """The ops that take a tensor, by its id(); an op that takes it twice is there twice."""
+        found: dict[int, list[Op]] = {}
+        for op in self.ops:
+            for tensor in op.inputs:
+                if tensor is not None:
+                    found.setdefault(id(tensor), []).append(op)
+        return found
+
     def static_bytes(self) -> int:
         """Total size of the constants in bytes."""
         return sum(t.nbytes for t in self.tensors() if t.kind is TensorKind.STATIC)

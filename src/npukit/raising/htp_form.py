@@ -39,7 +39,7 @@ def as_computed(graph: Graph, arch: int = 73) -> Graph:
         return graph
     ops: list[Op] = []
     exact: dict[int, Tensor] = {}
-    readers = _readers(graph)
+    readers = graph.readers()
     swallowing = {id(op.outputs[0]): len(readers.get(id(op.outputs[0]), ())) for op in graph.ops if _swallows(op)}
     for op in graph.ops:
         made = _norm_as_computed(op) if op.type in ("LayerNorm", "RmsNorm") else op
@@ -55,15 +55,6 @@ def as_computed(graph: Graph, arch: int = 73) -> Graph:
         else:
             ops.append(made)
     return Graph(graph.name, graph.inputs, graph.outputs, ops)
-
-
-def _readers(graph: Graph) -> dict[int, list[Op]]:
-    found: dict[int, list[Op]] = {}
-    for op in graph.ops:
-        for tensor in op.inputs:
-            if tensor is not None:
-                found.setdefault(id(tensor), []).append(op)
-    return found
 
 
 def _fused(op: Op, reader: Op, readers: dict[int, list[Op]]) -> bool:

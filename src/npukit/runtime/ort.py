@@ -118,8 +118,7 @@ def _make(source: bytes | Path, options: onnxruntime.SessionOptions) -> Any:
     import onnxruntime
 
     note("onnxruntime.InferenceSession")
-    given = str(source) if isinstance(source, Path) else source
-    return onnxruntime.InferenceSession(given, options, providers=["CPUExecutionProvider"])
+    return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
 
 
 def _read(source: bytes | Path, options: onnxruntime.SessionOptions) -> tuple[onnx.ModelProto, Path]:

@@ -83,8 +83,7 @@ class OrtQnnEngine(OrtEngine):
                 provider |= {"soc_model": str(self._target.soc_id), "htp_arch": str(self._target.arch)}
         options.add_provider_for_devices(_devices(onnxruntime)[:1], provider)
         try:
-            given = str(source) if isinstance(source, Path) else source
-            session = onnxruntime.InferenceSession(given, options, enable_fallback=0)
+            session = onnxruntime.InferenceSession(source, options, enable_fallback=0)
         except Exception as error:
             message = text_of(error)
             if "creating execution provider" in message:

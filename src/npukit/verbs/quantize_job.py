@@ -144,9 +144,9 @@ def prepare(options: QuantizeOptions) -> list[Port]:
         matched = _with_own(matched, own, graph, stamp.names)
     # Encodings that were given, or that are to be saved, are for values as the source has them.
     given = bool(matched.forced) or options.float_fallback
-    uneven = copied(graph)
+    uneven = graph if given else copied(graph)
     steps = [] if given else list(_scaling(options, uneven))
-    if not given and options.save_encodings is None:
+    if options.save_encodings is None:
         graph = uneven
     if given and (left := _left_out(options, graph)):
         notes = (*notes, f"{left} left out: encodings that were given are for the values as the source has them")
