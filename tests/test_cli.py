@@ -57,6 +57,21 @@ def test_help_is_fast_and_light():
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 0.3
 
 
+@pytest.mark.native
+@pytest.mark.parametrize("verb", ["convert", "quantize"])
+def test_what_the_worker_imports_is_not_imported_twice(verb, tmp_path):
+    np.save(tmp_path / "data.npy", np.zeros((2, 1, 8, 8), np.float32))
+    argv = [verb, str(DIGITS / "digits.onnx"), "-o", str(tmp_path / "m.dlc"), "--no-verify", "-q"]
+    argv += ["--calibration", str(tmp_path / "data.npy")] if verb == "quantize" else []
+    script = (
+        f"import sys\nfrom npukit.cli.main import main\ncode = main({argv!r})\n"
+        "heavy = {'onnx', 'onnxruntime', 'onnx_ir', 'torch'} & set(sys.modules)\n"
+        "assert code == 0 and not heavy, heavy"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=ENV, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
 def test_import_is_light_and_exports_lazily():
     script = (
         "import sys, npukit\nassert not {'numpy', 'onnx', 'typer'} & set(sys.modules)\n"

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import io
 import os
-import time
 import tracemalloc
 import zipfile
 from pathlib import Path
@@ -167,18 +166,16 @@ def sparse_model(folder: Path, *, external: bool, side: int, count: int) -> Path
 
 @pytest.mark.parametrize("external", [True, False])
 @pytest.mark.parametrize("count", [5, 40])
-def test_weights_cost_neither_memory_nor_time(tmp_path: Path, external: bool, count: int) -> None:
+def test_weights_cost_no_memory(tmp_path: Path, external: bool, count: int) -> None:
     """320 MB and 2.7 GB (beyond protobuf's limit), embedded and external."""
     path = sparse_model(tmp_path, external=external, side=4096, count=count)
     load(path)
     tracemalloc.start()
-    begin = time.perf_counter()
     model = load(path).model
-    took, peak = time.perf_counter() - begin, tracemalloc.get_traced_memory()[1]
+    peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert sum(v.const_value.nbytes for v in model.graph.initializers.values()) == count << 26
     assert peak < 4e6
-    assert took < 1.0
 
 
 def broken_external(tmp_path: Path, **entries: str) -> str:

@@ -1,7 +1,6 @@
 # SPDX-FileCopyrightText: npukit contributors
 # SPDX-License-Identifier: Apache-2.0
 import math
-import time
 
 import ml_dtypes
 import numpy as np
@@ -309,13 +308,3 @@ def test_channels() -> None:
         found.merge(ChannelObserver(4))
     with pytest.raises(InputError, match="state"):
         ChannelObserver.from_arrays({})
-
-
-def test_speed() -> None:
-    # The goal is 3 ns an element; ten times as much is a mistake on any machine.
-    x, best = sample("normal").repeat(25), math.inf
-    for _ in range(3):
-        begin = time.perf_counter()
-        observed(x)
-        best = min(best, time.perf_counter() - begin)
-    assert best / x.size < 30e-9

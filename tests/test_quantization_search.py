@@ -14,9 +14,10 @@ import pytest
 from benchmarks import quantization_search
 from benchmarks.quantization_techniques import CASES
 from npukit.errors import NpukitError
-from npukit.quantization.metrics import METRICS, accuracy_target, metric
+from npukit.quantization.metrics import METRICS, metric
 from npukit.quantization.search import Found, Levels, Point, Unit, search
 from npukit.quantization.simulation import Simulation, native_feeds, real_outputs
+from npukit.verbs.options import accuracy_target
 
 
 def problem(

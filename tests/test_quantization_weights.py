@@ -1,7 +1,6 @@
 # SPDX-FileCopyrightText: npukit contributors
 # SPDX-License-Identifier: Apache-2.0
 import math
-import time
 
 import numpy as np
 import pytest
@@ -296,12 +295,3 @@ def test_any_weights(unit: np.ndarray, power: int, bits: int, method: str) -> No
             assert (np.abs(reals(found, enc) - w) <= spread * 0.501).all()
         else:
             assert error(w, (found, enc)) <= error(w, quantize_weights(w, bits, axis=axis)) * (1 + 1e-3) + 1e-40
-
-
-def test_speed() -> None:
-    w, best = weights(1000, 1000), math.inf
-    for _ in range(2):
-        begin = time.perf_counter()
-        quantize_weights(w, 8, axis=0, method="mse")
-        best = min(best, time.perf_counter() - begin)
-    assert best < 1.0

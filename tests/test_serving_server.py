@@ -237,10 +237,8 @@ def test_actions_that_no_robot_should_get_are_not_sent(policy: DoublePolicy, add
 def test_ten_gigabytes_are_refused_when_they_are_announced(address: str) -> None:
     with client(address) as good, raw(address) as bad:
         bad.settimeout(10)
-        started = time.monotonic()
         bad.sendall(frame(b"some of it", announce=10_000_000_000))
         received = until_closed(bad)
-        assert time.monotonic() - started < 3
         assert (1009).to_bytes(2, "big") in received
         assert ask(good, libero(1))["actions"][0, 0] == 1
 
@@ -294,9 +292,7 @@ def test_endless_empty_pieces_end_the_connection(address: str) -> None:
 def test_a_flood_of_small_frames_ends_that_client_only(address: str, small: bytes) -> None:
     with client(address) as good, raw(address) as bad:
         send_until_closed(bad, [small * 500] * 100, pause=0.001)
-        started = time.monotonic()
         assert ask(good, libero(1))["actions"][0, 0] == 1
-        assert time.monotonic() - started < 3
 
 
 def test_a_client_that_is_silent_between_messages_stays(impatient: str) -> None:

@@ -19,6 +19,7 @@ import pytest
 from sim_tools import needs_rendering
 
 from npukit.errors import InputError, NpukitError, UsageError, WorkerDied
+from npukit.policies import observations
 from npukit.sim import episode, eval_verb, evaluate, statistics
 from npukit.sim.episode import Episode, Job
 from npukit.sim.eval_verb import EvalOptions, EvalResult
@@ -260,6 +261,39 @@ def test_video_decodes(tmp_path: Path) -> None:
     assert [file.name for file in path.parent.iterdir()] == ["it.mp4"]
 
 
+@pytest.mark.parametrize(("steps", "kept"), [(1, 1), (3, 3), (4, 4), (5, 4), (100, 4)])
+def test_observations_are_kept_evenly(steps: int, kept: int, tmp_path: Path) -> None:
+    held = episode._Kept(4)
+    state = np.zeros(1, np.float32)
+    for step in range(steps):
+        state[0] = step  # environments may use their arrays again
+        held.add({"observation.state": state, "task": "do it"})
+    held.write(tmp_path / "kept" / "it.npz")
+    found = observations.read(tmp_path / "kept")
+    times = [float(one["observation.state"][0]) for one in found]
+    assert len(times) == kept
+    assert times[0] == 0
+    assert {one["task"] for one in found} == {"do it"}
+    if steps > 8:
+        assert set(np.diff(times)) <= {16.0, 32.0}  # of every 16th, 7 of them, four
+        assert times[-1] >= steps / 2
+
+
+def test_what_the_policy_saw_is_recorded(tmp_path: Path) -> None:
+    job = dataclasses.replace(JOB, instruction="another", observations=tmp_path / "a.npz", kept=2)
+    assert episode.play(_Acts(), _Stub(), job).success
+    found = observations.read(tmp_path / "a.npz")
+    assert [one["task"] for one in found] == ["another"] * 2
+    assert found[0]["observation.images.image"].shape == (4, 4, 3)
+    episode.play(
+        _Acts(fail_at=1, error=RuntimeError("boom")), _Stub(), dataclasses.replace(job, observations=tmp_path / "b")
+    )
+    assert not (tmp_path / "b").exists()
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="no .npz file"):
+        observations.read(tmp_path / "empty")
+
+
 # ---------------------------------------------------------------- workers
 
 
@@ -303,13 +337,16 @@ def _eval(folder: Path, **options: Any) -> EvalResult:
 @needs_rendering
 def test_expert_in_two_workers_resumed_filmed_compared(tmp_path: Path) -> None:
     av = pytest.importorskip("av")
-    first = _eval(tmp_path / "a", workers=2, video=-1)
+    first = _eval(tmp_path / "a", workers=2, video=-1, record=3)
     assert (first.total.successes, first.total.episodes, first.resumed, first.exit_code) == (2, 2, 0, 0)
     for name in ("reach_red-0000.mp4", "lift_blue-0000.mp4"):
         with av.open(str(tmp_path / "a" / "videos" / name)) as container:
             assert sum(1 for _ in container.decode(video=0)) >= 8
     again = _eval(tmp_path / "a", episodes=2, workers=2)
     assert (again.total.episodes, again.resumed) == (4, 2)
+    recorded = observations.read(tmp_path / "a" / "observations")
+    assert len(recorded) == 6
+    assert {one["task"] for one in recorded} == {"reach the red block", "lift the blue block"}
     assert len((tmp_path / "a" / "episodes.jsonl").read_text().splitlines()) == 4
     alone = _eval(tmp_path / "b", episodes=2, against=tmp_path / "a", min_success=100.0)
     assert [one.actions for one in alone.episodes] == [one.actions for one in again.episodes]  # deterministic
@@ -383,6 +420,7 @@ def test_interrupted_and_resumed(tmp_path: Path) -> None:
         ({"policy": "expert", "env": "robosuite", "output": Path("o")}, "cannot play robosuite"),
         ({"policy": "magic", "output": Path("o")}, "no built-in policy"),
         ({"policy": "expert", "output": Path("o"), "workers": 0}, "at least 1"),
+        ({"policy": "expert", "output": Path("o"), "record": -1}, "at least 0"),
         ({"policy_dir": Path("nowhere"), "output": Path("o")}, "no policy.json"),
     ],
 )

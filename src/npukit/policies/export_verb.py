@@ -63,7 +63,10 @@ class ExportOptions:
         None, "The language model's tokenizer.json [the checkpoint's].", parse=Path, metavar="FILE"
     )
     calibration: Path | None = opt(
-        None, "Observations to quantize by: arrays by name, one entry an observation.", parse=Path, metavar="FILE.npz"
+        None,
+        "Observations to quantize by: arrays by name, one entry an observation; a file or a folder of such.",
+        parse=Path,
+        metavar="FILE.npz",
     )
     samples: int = opt(32, "Calibration samples of a component.")
     force: bool = opt(False, "Replace a policy folder that exists.", "--force", hidden=True)

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: npukit contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Observations from a .npz file, or made up."""
+"""Observations from .npz files, or made up."""
 
 from __future__ import annotations
 
@@ -23,15 +23,21 @@ TASKS = ("pick up the red block", "push the green cube to the left", "open the t
 
 
 def read(path: Path | str) -> list[Observation]:
-    """The observations of a .npz file: each array has a leading axis, one entry an observation.
+    """The observations of a .npz file, or of all in a folder: each array has a leading axis, one entry an observation.
 
     `task` is an array of texts, or one text for all; in its place `tasks` and `task_index` may stand, as in
     demonstrations. Arrays that are not part of an observation are not looked at.
 
     Raises:
-        InputError: the arrays do not have the same number of entries.
+        InputError: the arrays do not have the same number of entries, or the folder has no such file.
         NpukitError: the file cannot be read, or holds Python objects.
     """
+    path = Path(path)
+    if path.is_dir():
+        found = sorted(path.glob("*.npz"))
+        if not found:
+            raise InputError("the folder holds no .npz file", where=str(path))
+        return [observation for file in found for observation in read(file)]
     held = files.read_npz(path)
     arrays = {name: array for name, array in held.items() if name == TASK or name.startswith("observation.")}
     if TASK not in held and {"tasks", "task_index"} <= set(held):

@@ -27,7 +27,7 @@ class RunOptions:
     """
 
     policy: Path = arg("the policy's folder")
-    observations: Path | None = opt(None, "Observations.", parse=Path, metavar="FILE.npz")
+    observations: Path | None = opt(None, "Observations, a file or a folder of such.", parse=Path, metavar="FILE.npz")
     random: int | None = opt(None, "Make up so many observations [1, where no file is given].")
     backend: str | None = opt(None, "What runs it [the first that the folder has].", choices=BACKENDS)
     seed: int = opt(0, "Seed of the noise and of made-up observations.")

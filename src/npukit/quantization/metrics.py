@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from npukit.errors import InputError, UsageError, nearest
+from npukit.errors import InputError
 from npukit.qnn.graph import Array
 
 Outputs = Sequence[Mapping[str, Array]]
@@ -64,26 +64,6 @@ def _pairs(results: Outputs, references: Outputs) -> list[tuple[Mapping[str, Arr
 
 METRICS: dict[str, Metric] = {"cosine": cosine, "sqnr": sqnr, "top1": _top(1), "top5": _top(5)}
 """top1, top5: share of samples whose float answer is the first, or among the first five, of the first output."""
-
-
-def accuracy_target(item: str) -> tuple[str, float]:
-    """`cosine>=0.995`, `sqnr>=30`, `top1>=0.98`, `module:function>=VALUE`: the metric and the least value.
-
-    Raises:
-        UsageError: it is not of this form, or the metric is unknown.
-    """
-    name, sign, value = item.partition(">=")
-    try:
-        least = float(value)
-    except ValueError:
-        sign = ""
-        least = 0.0
-    if not sign:
-        raise UsageError(f"{item!r} is not a target", hint="write METRIC>=VALUE, as in cosine>=0.995")
-    name = name.strip()
-    if ":" not in name and name not in METRICS:
-        raise UsageError(f"there is no metric {name!r}", hint=nearest(name, METRICS))
-    return name, least
 
 
 def metric(name: str) -> Metric:

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from npukit.errors import InputError, MissingDependency, NpukitError, UsageError
+from npukit.policies import observations
 from npukit.sim import envs, video
 from npukit.sim.envs import Array, Env, Observation
 
@@ -71,6 +72,8 @@ class Job:
         blank: whether the policy's pictures are black.
         image_size: edge of the pictures in pixels; None for the environment's own.
         video: the MP4 to write; None for none.
+        observations: the .npz file for observations that the policy got; None for none.
+        kept: how many of them at most, evenly over the episode.
     """
 
     env: str
@@ -83,6 +86,8 @@ class Job:
     blank: bool = False
     image_size: int | None = None
     video: Path | None = None
+    observations: Path | None = None
+    kept: int = 0
 
 
 @dataclass(frozen=True)
@@ -146,6 +151,7 @@ def play(policy: Policy, env: Env, job: Job) -> Episode:
     digest = hashlib.sha256()
     steps, success, reason = 0, False, "step limit"
     limit = job.step_limit
+    kept = _Kept(job.kept)
     _saturated(policy)  # what came before is not of this episode
     try:
         with contextlib.ExitStack() as stack:
@@ -159,8 +165,10 @@ def play(policy: Policy, env: Env, job: Job) -> Episode:
             while steps < limit and not success:
                 if film is not None:
                     film.add(env.render(), f"{told}   {steps}")
+                seen = _seen(observation, job)
+                kept.add(seen)
                 try:
-                    action = clock.time(policy.select_action, _seen(observation, job))
+                    action = clock.time(policy.select_action, seen)
                     checked = _checked(action, env)
                     observation, _, terminated, truncated, info = env.step(checked)
                 except (InputError, UsageError) as error:
@@ -175,6 +183,8 @@ def play(policy: Policy, env: Env, job: Job) -> Episode:
             reason = "success" if success else reason
             if film is not None:
                 film.add(env.render(), f"{told}   {steps}: {reason}")
+        if job.observations is not None:
+            kept.write(job.observations)
     except _Misfit as misfit:
         raise misfit.error from None
     except MissingDependency:
@@ -187,6 +197,28 @@ def play(policy: Policy, env: Env, job: Job) -> Episode:
         reason, time.perf_counter() - begin, clock.total, digest.hexdigest()[:16],
         job.video.name if job.video is not None and job.video.is_file() else "", _saturated(policy),
     )  # fmt: skip
+
+
+class _Kept:
+    """At most `count` observations of an episode, evenly spread over it, however long it becomes."""
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+        self._met, self._every = 0, 1
+        self._held: list[Observation] = []
+
+    def add(self, observation: Observation) -> None:
+        if self._count and self._met % self._every == 0:
+            self._held.append({k: np.array(v) if isinstance(v, np.ndarray) else v for k, v in observation.items()})
+            if len(self._held) == 2 * self._count:
+                del self._held[1::2]
+                self._every *= 2
+        self._met += 1
+
+    def write(self, path: Path) -> None:
+        count = min(self._count, len(self._held))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        observations.write(path, [self._held[i * len(self._held) // count] for i in range(count)])
 
 
 def _saturated(policy: Policy) -> dict[str, int]:

@@ -65,6 +65,9 @@ class EvalOptions:
     threads: int | None = opt(None, "Threads of each worker's policy.")
     workers: int = opt(1, "Episodes at once, each in a process with its own policy.")
     video: int = opt(0, "Keep an MP4 of the first N episodes of each task.", parse=_videos, metavar="N|all")
+    record: int = opt(
+        0, "Keep N observations of each episode, evenly, in OUT/observations: calibration data.", metavar="N"
+    )
     step_limit: int | None = opt(None, "Steps after which an episode has failed [the task's].", "--steps-limit")
     image_size: int | None = opt(None, "Edge of the pictures in pixels [the policy's or the environment's].")
     ablation: str | None = opt(None, "Take the pictures or the instruction away.", choices=ABLATIONS)
@@ -194,6 +197,10 @@ def evaluate(options: EvalOptions) -> EvalResult:
     if options.video:
         video.require()
         jobs = [_filmed(job, folder, options.video) for job in jobs]
+    if options.record < 0:
+        raise UsageError(f"at least 0, not {options.record}", where="--record")
+    if options.record:
+        jobs = [dataclasses.replace(job, observations=_beside(job, folder), kept=options.record) for job in jobs]
     what = {
         "env": options.env,
         "policy": identity,
@@ -292,6 +299,10 @@ def _filmed(job: Job, folder: Path, count: int) -> Job:
         return job
     path = folder / evaluation.VIDEOS / f"{job.task}-{job.episode:04d}.mp4"
     return dataclasses.replace(job, video=path.resolve())
+
+
+def _beside(job: Job, folder: Path) -> Path:
+    return (folder / evaluation.OBSERVATIONS / f"{job.task}-{job.episode:04d}.npz").resolve()
 
 
 def _said(spec: PolicySpec, ablation: str | None) -> str:

@@ -3,7 +3,7 @@
 """Many episodes in worker processes, kept as one JSON line each, so that what was interrupted goes on where it was.
 
 A folder of results holds `run.json` (what is evaluated), `episodes.jsonl` (one line an episode, in the order in which
-they ended), `results.json` (the summary) and `videos/`.
+they ended), `results.json` (the summary), `videos/` and `observations/`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from npukit.errors import InputError, UsageError, WorkerDied
 from npukit.sim import episode, gl, statistics
 from npukit.sim.episode import Episode, Job, Policy, PolicySpec
 
-EPISODES, RUN, RESULTS, VIDEOS = "episodes.jsonl", "run.json", "results.json", "videos"
+EPISODES, RUN, RESULTS = "episodes.jsonl", "run.json", "results.json"
+VIDEOS, OBSERVATIONS = "videos", "observations"
 _MAX_LINE = 1 << 16
 _MOST_DEATHS = 5  # of worker processes, one after the other, before an evaluation is given up
 

@@ -7,15 +7,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from npukit.analysis import text
 from npukit.errors import Fault, UsageError, nearest
 from npukit.quantization.encodings_file import VERSIONS, EncodingsFile, write
-from npukit.quantization.encodings_tools import Checked, Delta, compare
 from npukit.quantization.encodings_writer import lost
 from npukit.verbs.isolate import isolated
 from npukit.verbs.options import arg, opt, verb
+
+if TYPE_CHECKING:
+    from npukit.quantization.encodings_tools import Checked, Delta
 
 _TOOLS = "npukit.quantization.encodings_tools"
 
@@ -143,7 +145,7 @@ def _convert(options: EncodingsOptions, call: Callable[..., Any]) -> EncodingsRe
 
 def _diff(options: EncodingsOptions, call: Callable[..., Any]) -> EncodingsResult:
     left, right = (call(f"{_TOOLS}:entries_of", path) for path in options.files)
-    deltas: list[Delta] = compare(left, right)
+    deltas: list[Delta] = call(f"{_TOOLS}:compare", left, right)
     rows = tuple((d.what, d.name, d.left or "-", d.right or "-") for d in deltas)
     head = f"{options.files[0]} -> {options.files[1]}: " + (f"{len(rows)} differ" if rows else "the same encodings")
     code = 1 if options.check and rows else 0

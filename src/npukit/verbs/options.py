@@ -262,27 +262,57 @@ def files(texts: Sequence[str]) -> tuple[tuple[str, Path], ...]:
 
 def preprocessing(spec: Any) -> dict[str, Any] | None:
     """A preprocessing spec (a YAML file, a dict or a `Preprocessing`) as plain data, checked; None stays None."""
+    if spec is None:  # most often: without numpy, the worker is started earlier
+        return None
     from npukit.analysis.preprocess import Preprocessing
 
-    return None if spec is None else Preprocessing.load(spec).to_dict()
+    return Preprocessing.load(spec).to_dict()
 
 
 def postprocessing(spec: Any) -> dict[str, Any] | None:
     """A postprocessing spec (a YAML file, a dict or a `Postprocessing`) as plain data, checked; None stays None."""
+    if spec is None:
+        return None
     from npukit.analysis.postprocess import Postprocessing
 
-    return None if spec is None else Postprocessing.load(spec).to_dict()
+    return Postprocessing.load(spec).to_dict()
 
 
 def io_config(config: Any) -> dict[str, Any] | None:
     """An I/O config (a YAML file, its content, or an `IoConfig`) as plain data, checked; None stays None."""
+    if config is None:  # most often; the imports below bring the whole ONNX front end
+        return None
     from npukit.analysis.preprocess_spec import load_yaml
     from npukit.frontends.onnx.io_config import IoConfig
 
-    if config is None or isinstance(config, IoConfig):
-        return None if config is None else config.to_dict()
+    if isinstance(config, IoConfig):
+        return config.to_dict()
     named = str(config) if isinstance(config, str | Path) else ""
     return IoConfig.load(load_yaml(Path(config)) if named else config, named).to_dict()
+
+
+def accuracy_target(item: str) -> tuple[str, float]:
+    """`cosine>=0.995`, `sqnr>=30`, `top1>=0.98`, `module:function>=VALUE`: the metric and the least value.
+
+    Raises:
+        UsageError: it is not of this form, or the metric is unknown.
+    """
+    name, sign, value = item.partition(">=")
+    try:
+        least = float(value)
+    except ValueError:
+        sign = ""
+        least = 0.0
+    if not sign:
+        raise UsageError(f"{item!r} is not a target", hint="write METRIC>=VALUE, as in cosine>=0.995")
+    name = name.strip()
+    if ":" in name:
+        return name, least
+    from npukit.quantization.metrics import METRICS
+
+    if name not in METRICS:
+        raise UsageError(f"there is no metric {name!r}", hint=nearest(name, METRICS))
+    return name, least
 
 
 def _pair(text: str, form: str) -> tuple[str, str]:

@@ -18,7 +18,6 @@ import npukit
 from npukit import log
 from npukit.analysis import text
 from npukit.errors import UsageError
-from npukit.quantization.metrics import accuracy_target, metric
 from npukit.quantization.search import Found, Point, Unit, search
 from npukit.verbs import options as o
 from npukit.verbs.convert import ConvertOptions, input_specs, move, replacing, unjudged
@@ -115,7 +114,7 @@ class QuantizeOptions:
     )  # fmt: skip
     accuracy_target: tuple[str, float] | None = opt(
         None, "Promote the least that it takes: cosine, sqnr, top1, top5 or module:function >= VALUE.",
-        parse=accuracy_target, metavar="METRIC>=VALUE",
+        parse=o.accuracy_target, metavar="METRIC>=VALUE",
     )  # fmt: skip
     search_budget: int = opt(40, "Plans that a search may try.", hidden=True)
     float_ops: tuple[str, ...] = opt(
@@ -356,6 +355,8 @@ def _search(call: Callable[..., Any], options: QuantizeOptions, samples: list[di
         return None
     if not samples:
         raise UsageError("a search needs calibration data", where="--accuracy-target", hint="give --calibration")
+    from npukit.quantization.metrics import metric
+
     judge, least = metric(wanted[0]), wanted[1]
     references = call(f"{_JOB}:references", samples)
     units: list[Unit] = call(f"{_JOB}:units", options)
