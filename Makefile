@@ -35,7 +35,7 @@ help:
 	@echo "make bench        cost against bare C calls and ONNX Runtime's QNN provider"
 	@echo "make bench-quantization  the quantizer against ONNX Runtime's and AIMET's (under 3 hours)"
 	@echo "make bench-sentences  quantizations of a trained sentence encoder; writes docs/results/sentence-encoder.md"
-	@echo "make bench-serving  the policy server under load: latency, throughput, what it adds to the inference"
+	@echo "make bench-serving  the policy server under load; writes docs/results/serving.md (2 minutes, needs torch)"
 	@echo "make env-openpi   the environment of openpi's client, which the server is tested with"
 	@echo "make bench-smolvla  a full-size SmolVLA beside PyTorch; writes docs/results/smolvla.md (40 minutes, 14 GB)"
 	@echo "make bench-openvla  a full-size OpenVLA exported and compared; writes docs/results/openvla.md (a quarter hour, 31 GB)"
@@ -137,8 +137,11 @@ bench-quantization: $(READY)
 	$(BIN)/python -m benchmarks.quantization_peers --json results/quantization-peers.json \
 		--markdown docs/results/quantization-peers.md
 
+# Needs torch, for the package of the small policy.
 bench-serving: $(READY)
-	$(BIN)/python -m benchmarks.serving
+	@mkdir -p results
+	test -d results/small-policy || $(BIN)/python -m npukit policy export training/checkpoint -o results/small-policy
+	$(BIN)/python -m benchmarks.serving results/small-policy --markdown docs/results/serving.md
 
 bench-sentences: $(READY)
 	$(BIN)/python -m benchmarks.sentences --folder results/sentences --markdown docs/results/sentence-encoder.md

@@ -35,6 +35,7 @@ from npukit.errors import NpukitError
 ROOT = Path(__file__).parents[1]
 TIMEOUT = 1800  # seconds of one quantization
 ADAROUND_ON = ("digits", "bilstm", "mobilenet_v2")  # the three smallest
+SEQMSE_ON = (*ADAROUND_ON, "llama_block", "efficientnet_b0")  # without equalization
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ PEERS = {
     "ort": Peer("ONNX Runtime", _ORT_SCRIPT, ".venv-peer-ort", _ORT),
     "aimet": Peer("AIMET", _AIMET_SCRIPT, ".venv-aimet", _AIMET, "default"),
     "aimet-best": Peer("AIMET, CLE and SeqMSE", _AIMET_SCRIPT, ".venv-aimet", _AIMET, "cle-seqmse", slow=True),
-    "aimet-seqmse": Peer("AIMET, SeqMSE", _AIMET_SCRIPT, ".venv-aimet", _AIMET, "seqmse", slow=True),
+    "aimet-seqmse": Peer("AIMET, SeqMSE", _AIMET_SCRIPT, ".venv-aimet", _AIMET, "seqmse", SEQMSE_ON, slow=True),
     "aimet-adaround": Peer("AIMET, AdaRound", _AIMET_SCRIPT, ".venv-aimet", _AIMET, "adaround", ADAROUND_ON, slow=True),
 }
 TOOLS = ("npukit", *PEERS)

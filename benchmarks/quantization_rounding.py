@@ -165,7 +165,7 @@ class Quantizer:
         return _sqnr(self.reference, _outputs(graph, self.case.held_out, "qdq"))
 
     def _assigned(self, scheme: Scheme, plan: Plan) -> Graph:
-        encodings = Calibrated(self.seen, self.groups, scheme)
+        encodings = Calibrated(self.seen, scheme)
         return assign(self.case.graph, plan, encodings, self.case.legal, self.groups).graph
 
     def _of_quantized(self, name: str, scheme: Scheme, plan: Plan) -> SecondMoments:

@@ -101,7 +101,7 @@ class Trials:
         for sample in case.calibration:
             calibration.update(sample)
         self._groups = Groups(case.graph)
-        self._encodings = Calibrated(calibration, self._groups, Scheme())
+        self._encodings = Calibrated(calibration, Scheme())
         assigned = assign(case.graph, Plan(), self._encodings, case.legal, self._groups)
         self.units = find_units(case.graph, self._groups, self._encodings, assigned, Plan(), case.calibration)
         self._ladders = {unit.name: unit.ladder for unit in self.units}

@@ -197,7 +197,7 @@ def _calibrated(case: Case, recipe: Recipe, weights: int, activations: int) -> t
         smooth(graph, seen.channels, weights=weights, activations=activations)
     names = [op.inputs[0].name for op in graph.ops if weight_axis(op) is not None and op.inputs[0] is not None]
     seen = _calibration(graph, case.calibration, names, Moments(graph) if recipe.by_output else None)
-    return graph, Calibrated(seen, Groups(graph), recipe.scheme)
+    return graph, Calibrated(seen, recipe.scheme)
 
 
 def _moments(graph: Graph, data: Sequence[Sample]) -> Moments:

@@ -150,7 +150,7 @@ class Encoder:
         key = (technique.scheme, technique.rounded)
         if key not in self._encodings:
             kind = Rounded if technique.rounded else Calibrated
-            made = kind(self.calibration, self.groups, technique.scheme)
+            made = kind(self.calibration, technique.scheme)
             if isinstance(made, Rounded):
                 made.moments, made._codes = self._moments(), {}
             self._encodings[key] = made
@@ -331,7 +331,7 @@ class Bench:
             levels = {f"activation {name}": 16 for name in names}
             assigned = encoder.quantized(Technique(""), "W8A8", levels)
             mean, worst = _pair(reference, embed(assigned.graph, "qdq", samples))
-            seen = [encoder.calibration.observers[name] for name in names]
+            seen = [o for name in names if (o := encoder.calibration.observer(name)) is not None]
             reach = max(max(-o.low, o.high) for o in seen)
             rows.append((title, str(len(names)), f"{reach:.4g}", mean, worst))
             _say(" ".join(rows[-1]))

@@ -2,9 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """`python -m benchmarks.serving`: a policy server under load by several clients, over real sockets.
 
-Without a policy folder the server runs a stand-in that only waits (0 and 20 ms a chunk): what is left is the server's
-own. Each client is a thread of this process, the server another process. A client asks again as soon as it has its
-answer, or with --rate as often as a robot would.
+A stand-in only waits (0 and 20 ms a chunk): what is left is the server's own. After it come the policies whose folders
+are given. Each client is a thread of this process, the server another process. A client asks again as soon as it has
+its answer, or with --rate as often as a robot would; where several ask, the server answers one after the other.
 
 Columns: observations answered a second; round trip as a client sees it; the server's inference and its wait for the
 turn (behind other clients'); overhead, the round trip less those two: packing, sockets, checks, unpacking.
@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import platform
 import re
 import socket
 import subprocess
@@ -31,6 +30,7 @@ import numpy as np
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
+from benchmarks import pages
 from npukit.policies.package import Camera, Feature, Manifest
 from npukit.serving.keys import KeyMap, example
 from npukit.serving.messages import pack, unpack
@@ -234,14 +234,14 @@ def table(rows: Sequence[Row]) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Load a policy server with several clients and print a table (milliseconds); exits 1 where one got an error."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.serving", description=main.__doc__)
-    parser.add_argument("policy", nargs="?", help="a policy folder to serve [a stand-in that waits]")
+    parser.add_argument("policies", nargs="*", help="policy folders to serve")
     parser.add_argument("--url", help="ws://HOST:PORT of a server that runs already")
     parser.add_argument("--token", help="its token")
-    parser.add_argument("--backend", default="ort", help="of the policy folder")
+    parser.add_argument("--backend", default="ort", help="of the policy folders")
     parser.add_argument("--clients", default="1,2,4,8", help="numbers of clients")
     parser.add_argument("--seconds", type=float, default=5.0, help="for each number")
     parser.add_argument("--rate", type=float, default=0.0, help="observations a second of each client [at once]")
-    parser.add_argument("--infer-ms", default="0,20", help="what the stand-in waits")
+    parser.add_argument("--infer-ms", default="0,20", help="what the stand-in waits; '' for no stand-in")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--markdown", type=Path)
     parser.add_argument("--serve-waiting", type=float, help=argparse.SUPPRESS)
@@ -252,14 +252,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     servers: dict[str, contextlib.AbstractContextManager[str]] = {}
     if chosen.url:
         servers[chosen.url] = contextlib.nullcontext(chosen.url)
-    elif chosen.policy:
-        command = [sys.executable, "-m", "npukit", "policy", "serve", chosen.policy, "--port", "0",
-                   "--backend", chosen.backend, "--max-clients", str(max(counts))]  # fmt: skip
-        servers[f"{Path(chosen.policy).name} ({chosen.backend})"] = started(command)
     else:
-        for text in chosen.infer_ms.split(","):
+        for text in filter(None, chosen.infer_ms.split(",")):
             command = [sys.executable, "-m", "benchmarks.serving", "--serve-waiting", text]
             servers[f"stand-in, {text} ms"] = started(command)
+        for folder in chosen.policies:
+            command = [sys.executable, "-m", "npukit", "policy", "serve", folder, "--port", "0",
+                       "--backend", chosen.backend, "--max-clients", str(max(counts))]  # fmt: skip
+            servers[f"{Path(folder).name} ({chosen.backend})"] = started(command)
     rows = []
     for name, context in servers.items():
         with context as url:
@@ -269,8 +269,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if chosen.json:
         chosen.json.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
     if chosen.markdown:
-        machine = f"{platform.machine()}, Python {platform.python_version()}"
-        chosen.markdown.write_text(f"# The policy server under load\n\n{__doc__}\n{machine}; milliseconds.\n\n{text}")
+        m = pages.machine("websockets", "onnxruntime")
+        versions = ", ".join(f"{name} {version}" for name, version in m["versions"].items())
+        state = f"{m['date']}; {m['cpu']}, {m['cores']} cores, for server and clients together; {m['system']}; Python "
+        state += f"{m['python']}; npukit {m['npukit']}; {versions}. Times in milliseconds; {chosen.seconds:g} s a row."
+        chosen.markdown.write_text(f"# The policy server under load\n\n{__doc__}\n{state}\n\n{text}")
     return int(any(row.errors for row in rows))
 
 

@@ -131,7 +131,7 @@ def quantized(row: Row, bits: int, weights: int, arch: int) -> tuple[Graph, dict
     calibration = Calibration(graph, threads=1)
     calibration.update(feeds)
     groups = Groups(graph)
-    source = Calibrated(calibration, groups, SCHEME)
+    source = Calibrated(calibration, SCHEME)
     made = assign(graph, Plan(activations=bits, weights=weights), source, legal(arch, trusting=True), groups)
     given = {}
     for tensor in made.graph.inputs:

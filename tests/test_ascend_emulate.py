@@ -341,7 +341,7 @@ def test_external_weights_and_a_weight_file_of_its_own(tmp_path, monkeypatch):
     model.graph.initializer.append(onnx.numpy_helper.from_array(w, "w"))
     onnx.save(model, tmp_path / "m.onnx", save_as_external_data=True, location="m.data", size_threshold=0)
     x = np.random.default_rng(1).normal(size=(2, 64)).astype(np.float32)
-    monkeypatch.setattr("npukit.runtime.emulated._EMBED_LIMIT", 1000)
+    monkeypatch.setattr("npukit.runtime.ort._EMBED_LIMIT", 1000)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     with npukit.Session(tmp_path / "m.onnx", emulate="ascend310p", in_process=True) as session:
         assert list(tmp_path.glob("npukit-emulated-*"))

@@ -232,6 +232,27 @@ def test_mutated_zips_never_raise_anything_else(data: st.DataObject) -> None:
         pass
 
 
+def test_an_array_of_an_npz_is_mapped_where_it_is_stored(tmp_path: Path) -> None:
+    arrays = {
+        "x": np.arange(6, dtype=np.float32).reshape(2, 3),
+        "y": np.asfortranarray(np.eye(3)),
+        "z": np.zeros((0, 4)),
+    }
+    np.savez(tmp_path / "a.npz", **arrays)
+    np.savez_compressed(tmp_path / "b.npz", **arrays)
+    for name, array in arrays.items():
+        for path in (tmp_path / "a.npz", tmp_path / "b.npz"):
+            found = files.map_npz_array(path, name)
+            np.testing.assert_array_equal(found, array)
+            assert found.dtype == array.dtype
+            assert isinstance(found, np.memmap) == (path.stem == "a" and array.size > 0)
+    with pytest.raises(InputError, match="no array named 'yy'"):
+        files.map_npz_array(tmp_path / "a.npz", "yy")
+    np.savez(tmp_path / "o.npz", x=np.array([{}]), allow_pickle=True)
+    with pytest.raises(InputError, match="Python objects"):
+        files.map_npz_array(tmp_path / "o.npz", "x")
+
+
 @pytest.mark.parametrize(
     "array",
     [np.arange(6, dtype=np.float16).reshape(2, 3), np.asfortranarray(np.ones((2, 3))), np.zeros((0, 4)), np.array(3)],

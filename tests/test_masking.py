@@ -117,7 +117,7 @@ def sqnr(proto, low, bits, **scheme):
     for sample in samples(graph, low):
         calibration.update(sample)
     groups = Groups(graph)
-    encodings = Calibrated(calibration, groups, Scheme(**scheme))
+    encodings = Calibrated(calibration, Scheme(**scheme))
     made = assign(graph, Plan(activations=bits), encodings, Legal({}), groups).graph
     runs = [(graph, "float"), (made, "qdq")]
     found = []
@@ -223,7 +223,7 @@ def test_an_embedding_is_held_in_the_codes_of_its_rows(bits):
     calibration = Calibration(graph)
     calibration.update({"ids": np.arange(6)[None]})
     groups = Groups(graph)
-    made = assign(graph, Plan(activations=bits), Calibrated(calibration, groups, Scheme("min-max")), Legal({}), groups)
+    made = assign(graph, Plan(activations=bits), Calibrated(calibration, Scheme("min-max")), Legal({}), groups)
     gather = next(op for op in made.graph.ops if op.type == "Gather")
     assert made.precisions[gather.name] == bits
     source, moved = gather.inputs[0], gather.outputs[0]
@@ -261,7 +261,7 @@ def test_what_is_joined_with_rows_of_a_table_is_not_cut_off_at_their_range(bits)
     calibration = Calibration(graph)
     calibration.update({"ids": np.arange(6)[None], "x": np.linspace(-3, 3, 8, dtype=np.float32).reshape(1, 2, 4)})
     groups = Groups(graph)
-    made = assign(graph, Plan(activations=bits), Calibrated(calibration, groups, Scheme("min-max")), Legal({}), groups)
+    made = assign(graph, Plan(activations=bits), Calibrated(calibration, Scheme("min-max")), Legal({}), groups)
     joined = next(op.outputs[0] for op in made.graph.ops if op.type == "Concat")
     encoding, codes = joined.encoding, 2**bits - 1
     assert encoding is not None

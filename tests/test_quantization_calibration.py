@@ -8,10 +8,45 @@ import numpy as np
 import pytest
 
 from npukit.errors import InputError
-from npukit.qnn.graph import DType, Graph, Op, Tensor, TensorKind
+from npukit.qnn.graph import DType, Graph, Op, Param, Tensor, TensorKind
 from npukit.quantization import calibration as module
 from npukit.quantization.calibration import Calibration
 from npukit.quantization.observers import ChannelObserver, Expected, observed_range
+
+
+def tensor(name: str, *shape: int, kind: TensorKind = TensorKind.NATIVE) -> Tensor:
+    return Tensor(name, DType.FLOAT_32, shape, kind)
+
+
+def test_only_what_decides_an_encoding_is_observed() -> None:
+    """x + x -> Relu -> Reshape -> Softmax; (x + x) -> Concat with the Relu's result."""
+    x = tensor("x", 1, 4, 4, kind=TensorKind.APP_WRITE)
+    added, clamped, turned = tensor("added", 1, 4, 4), tensor("clamped", 1, 4, 4), tensor("turned", 1, 16)
+    doubled, joined = tensor("doubled", 1, 4, 4), tensor("joined", 1, 8, 4, kind=TensorKind.APP_READ)
+    soft = tensor("soft", 1, 16, kind=TensorKind.APP_READ)
+    ops = [
+        Op("add", "ElementWiseAdd", [x, x], [added]),
+        Op("relu", "Relu", [added], [clamped]),
+        Op("reshape", "Reshape", [clamped], [turned]),
+        Op("softmax", "Softmax", [turned], [soft]),
+        Op("multiply", "ElementWiseMultiply", [x, x], [doubled]),
+        Op("concat", "Concat", [doubled, clamped], [joined], {"axis": Param(DType.UINT_32, 1)}),
+    ]
+    calibration = Calibration(Graph("g", [x], [joined, soft], ops))
+    values = np.random.default_rng(0).standard_normal((1, 4, 4)).astype(np.float32)
+    calibration.update({"x": values})
+    assert set(calibration.observers) == {"x", "clamped", "joined", "soft"}
+    assert calibration.observer("turned") is calibration.observers["clamped"]
+    assert calibration.observer("added") is None  # the Relu cuts it
+    assert calibration.observers["clamped"].high == 2 * values.max()
+    assert calibration.observers["joined"].high == max((values**2).max(), 2 * values.max())
+    assert calibration.peaks["turned"].greatest == 2 * values.max()  # fetched for this alone
+    again = Calibration(calibration.graph)
+    again.restore(calibration.state())
+    assert again.observer("turned") is again.observers["clamped"]
+    assert again.observers["joined"].high == calibration.observers["joined"].high
+    with pytest.raises(InputError, match="state of this calibration"):
+        Calibration(relu_graph((1, 4))).restore(calibration.state())
 
 
 def relu_graph(shape: tuple[int, ...]) -> Graph:

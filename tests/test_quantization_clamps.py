@@ -16,7 +16,7 @@ from npukit.quantization.calibrated import Calibrated, Scheme
 from npukit.quantization.calibration import Calibration
 from npukit.quantization.capabilities import unreliable
 from npukit.quantization.ranges import covered
-from npukit.quantization.roles import Groups, clamp_limits
+from npukit.quantization.roles import clamp_limits
 from npukit.quantization.simulation import Simulation
 from npukit.raising import as_computed
 
@@ -123,7 +123,7 @@ def _calibrated(clamp: str, high: float) -> tuple[Graph, Calibrated]:
     graph = Graph("g", [x], [y], [*ops, Op("tanh", "Tanh", [c], [y])])
     calibration = Calibration(graph, threads=1)
     calibration.update({"x": np.linspace(-high, high / 2, 64, dtype=np.float32).reshape(SHAPE)})
-    return graph, Calibrated(calibration, Groups(graph), Scheme())
+    return graph, Calibrated(calibration, Scheme())
 
 
 @pytest.mark.parametrize(("clamp", "seen", "wanted"), [("ReluMinMax", 9, 6), ("Relu6", 5, 6), ("Relu", 9, 13.5)])

@@ -126,7 +126,7 @@ def test_a_graph_is_quantized_with_what_the_scheme_says(rounding: str, block: in
         for sample in data:
             seen.update(sample)
         groups = Groups(s.graph)
-        made = assign(s.graph, Plan(weights=4, block=block), Calibrated(seen, groups, scheme), Legal({}), groups).graph
+        made = assign(s.graph, Plan(weights=4, block=block), Calibrated(seen, scheme), Legal({}), groups).graph
         assert seen.moments is not None
         pairs = zip(*([op for op in graph.ops if op.type == "Conv2d"] for graph in (s.graph, made)), strict=True)
         total = 0.0

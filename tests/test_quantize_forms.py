@@ -22,7 +22,6 @@ from npukit.quantization.calibrated import Calibrated, Scheme
 from npukit.quantization.calibration import Calibration
 from npukit.quantization.entry import Entry
 from npukit.quantization.float_width import with_float_width
-from npukit.quantization.roles import Groups
 from npukit.raising.encodings import dequantized
 
 DIGITS = Path(__file__).parents[1] / "examples" / "digits"
@@ -49,7 +48,7 @@ def conv(kernel: int, group: int = 1) -> Op:
 def encodings(graph: Graph, **scheme: Any) -> Calibrated:
     calibration = Calibration(graph, channels=[graph.inputs[0]], threads=1)
     calibration.update({"x": RNG.standard_normal(graph.inputs[0].shape).astype(np.float32)})
-    return Calibrated(calibration, Groups(graph), Scheme(**scheme))
+    return Calibrated(calibration, Scheme(**scheme))
 
 
 def test_blocks_run_along_input_channels_where_htp_computes_them_right() -> None:
@@ -128,7 +127,7 @@ def test_a_constant_that_is_asked_for_with_signed_codes_has_the_same_values_with
     wish = Entry("c", "param", 8, scales=(0.02,), offsets=(0,), signed=True, symmetric=True)
     calibration = Calibration(graph, threads=1)
     calibration.update({"x": RNG.standard_normal(x.shape).astype(np.float32)})
-    chosen = Calibrated(calibration, Groups(graph), Scheme(), {table: wish})
+    chosen = Calibrated(calibration, Scheme(), {table: wish})
     held = assign(graph, Plan(), chosen, Legal({})).graph.ops[0].inputs[1]
     assert held is not None
     assert (held.dtype, held.encoding) == (DType.UFIXED_POINT_8, Encoding.per_tensor(float(np.float32(0.02)), -128))

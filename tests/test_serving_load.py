@@ -29,9 +29,11 @@ def test_a_short_load_of_the_stand_in(tmp_path: Path, capsys: pytest.CaptureFixt
 
 
 def test_a_short_load_of_a_policy_folder_at_a_robots_rate(tmp_path: Path) -> None:
-    path = tmp_path / "load.json"
+    path, markdown = tmp_path / "load.json", tmp_path / "load.md"
+    options = ["--infer-ms", "", "--seconds", "0.5", "--clients", "2", "--rate", "20"]
     package = write_package(tmp_path / "policy")
-    assert serving.main([str(package), "--seconds", "0.5", "--clients", "2", "--rate", "20", "--json", str(path)]) == 0
+    assert serving.main([str(package), *options, "--json", str(path), "--markdown", str(markdown)]) == 0
     (row,) = json.loads(path.read_text())
+    assert "| policy (ort) | 2 |" in markdown.read_text()
     assert row["errors"] == 0
     assert row["per_second"] < 60

@@ -13,6 +13,7 @@ import errno
 import hashlib
 import io
 import logging
+import math
 import os
 import platform
 import secrets
@@ -24,7 +25,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from npukit.errors import ArtifactError, InputError, NpukitError, nearest
 
@@ -433,25 +434,26 @@ MAX_INPUT_BYTES = 16 << 30
 
 def read_npy(path: Path | str) -> npt.NDArray[np.generic]:
     """The array of a .npy file, memory-mapped read-only; object arrays (pickles) are refused with InputError."""
+    with os_errors(path, "read"), open(path, "rb") as stream:
+        return _mapped(path, stream, os.fstat(stream.fileno()).st_size)
+
+
+def _mapped(path: Path | str, stream: BinaryIO, end: int) -> npt.NDArray[np.generic]:
+    """The array in .npy format from where `stream` of the file `path` is to its byte `end`, memory-mapped."""
     import numpy as np
 
-    with os_errors(path, "read"), open(path, "rb") as stream:
-        try:
-            version = np.lib.format.read_magic(stream)
-            readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-            shape, fortran, dtype = readers[version](stream)
-        except (
-            Exception
-        ) as error:  # numpy hands the header to Python's tokenizer and parser, which raise what they like
-            raise _bad_array(path, "not a sound .npy file") from error
-        start, size = stream.tell(), os.fstat(stream.fileno()).st_size
+    try:
+        version = np.lib.format.read_magic(stream)
+        readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+        shape, fortran, dtype = readers[version](stream)
+    except Exception as error:  # numpy hands the header to Python's tokenizer and parser, which raise what they like
+        raise _bad_array(path, "not a sound .npy file") from error
+    start = stream.tell()
     if dtype.hasobject:
         raise _bad_array(path, "it holds Python objects, which are never unpickled")
-    count = 1
-    for extent in shape:
-        count *= extent
-    if min(shape, default=0) < 0 or count * dtype.itemsize != size - start:
-        raise _bad_array(path, f"its header says {dtype} {list(shape)}, its data are {size - start} bytes")
+    count = math.prod(shape)
+    if min(shape, default=0) < 0 or count * dtype.itemsize != end - start:
+        raise _bad_array(path, f"its header says {dtype} {list(shape)}, its data are {end - start} bytes")
     if count == 0:
         return np.empty(shape, dtype)
     return np.memmap(path, dtype, "r", start, shape, order="F" if fortran else "C")
@@ -463,17 +465,38 @@ def _bad_array(path: Path | str, why: str) -> InputError:
 
 def read_npz(path: Path | str) -> dict[str, npt.NDArray[np.generic]]:
     """All arrays of a .npz file by name; sizes are checked before they are unpacked, object arrays are refused."""
+    data = map_file(path)
+    return {e.name.removesuffix(".npy"): _unpacked(path, data, e) for e in zip_entries(data, where=str(path))}
+
+
+def _unpacked(path: Path | str, data: Buffer, entry: ZipEntry) -> npt.NDArray[np.generic]:
     import numpy as np
 
-    arrays: dict[str, npt.NDArray[np.generic]] = {}
+    raw = io.BytesIO(zip_read(data, entry, limit=MAX_INPUT_BYTES, where=str(path)))
+    try:
+        array: npt.NDArray[np.generic] = np.lib.format.read_array(raw, allow_pickle=False)
+    except Exception as error:  # see _mapped
+        raise _bad_array(path, f"its member {entry.name!r} is not a sound array, or of Python objects") from error
+    return array
+
+
+def map_npz_array(path: Path | str, name: str) -> npt.NDArray[np.generic]:
+    """One array of a .npz file: memory-mapped read-only, perhaps unaligned, where it is stored as it is (numpy.savez).
+
+    Raises:
+        InputError: there is no such array, or it is not sound, or of Python objects.
+        ArtifactError: the file is no sound zip archive.
+    """
     data = map_file(path)
-    for entry in zip_entries(data, where=str(path)):
-        raw = io.BytesIO(zip_read(data, entry, limit=MAX_INPUT_BYTES, where=str(path)))
-        try:
-            arrays[entry.name.removesuffix(".npy")] = np.lib.format.read_array(raw, allow_pickle=False)
-        except Exception as error:  # see read_npy
-            raise _bad_array(path, f"its member {entry.name!r} is not a sound array, or of Python objects") from error
-    return arrays
+    entries = {entry.name.removesuffix(".npy"): entry for entry in zip_entries(data, where=str(path))}
+    entry = entries.get(name)
+    if entry is None:
+        raise InputError(f"no array named {name!r} in the file", where=str(path), hint=nearest(name, entries))
+    if entry.method:
+        return _unpacked(path, data, entry)
+    with os_errors(path, "read"), open(path, "rb") as stream:
+        stream.seek(entry.offset)
+        return _mapped(path, stream, entry.offset + entry.size)
 
 
 def map_file(path: Path | str) -> memoryview:

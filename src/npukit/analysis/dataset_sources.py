@@ -154,7 +154,6 @@ class _Finder:
         names = {**{name: name for name in self.ports}, **artifact_names(inputs)}
         self.names = {**{re.sub(r"[^\w.-]", "_", alias): name for alias, name in names.items()}, **names}
         self.only = next(iter(self.ports)) if len(self.ports) == 1 else ""
-        self.npz = functools.lru_cache(maxsize=1)(files.read_npz)
 
     def fault(self, what: str, where: Path | str, hint: str = "") -> None:
         self.faults.append(Fault(what, str(where), hint))
@@ -236,11 +235,8 @@ class _Finder:
         entry = {}
         for label, member in members.items():
             shape, dtype = headers[member]
-            entry[label] = Cell(f"{path}: {member}", functools.partial(self.member, path, member), shape, dtype)
+            entry[label] = Cell(f"{path}: {member}", functools.partial(files.map_npz_array, path, member), shape, dtype)
         return entry
-
-    def member(self, path: Path, member: str) -> Array:
-        return self.npz(path)[member]
 
     def label(self, name: str) -> str:
         return self.names.get(name, name)

@@ -19,7 +19,7 @@ from npukit.quantization.entry import Entry
 from npukit.quantization.masking import lowest_seen
 from npukit.quantization.observers import Observer, observed_range
 from npukit.quantization.ranges import Range
-from npukit.quantization.roles import Groups, by_input_channel, clamp_limits
+from npukit.quantization.roles import by_input_channel, clamp_limits
 from npukit.quantization.rounding import round_and_fit, round_weights
 from npukit.quantization.weight_scales import fit_scales
 from npukit.quantization.weights import blockwise, quantize_weights, weight_dtype
@@ -72,22 +72,19 @@ class Calibrated:
 
     Args:
         calibration: what was observed.
-        groups: tensors that share one encoding.
         scheme: how ranges are chosen.
         forced: encodings that the user gave, which win over what was observed.
     """
 
-    def __init__(
-        self, calibration: Calibration, groups: Groups, scheme: Scheme, forced: Mapping[Tensor, Entry] | None = None
-    ) -> None:
-        self._seen, self._groups, self.scheme = calibration, groups, scheme
+    def __init__(self, calibration: Calibration, scheme: Scheme, forced: Mapping[Tensor, Entry] | None = None) -> None:
+        self._seen, self._groups, self.scheme = calibration, calibration.groups, scheme
         self._forced = forced or {}
         self._tables: dict[str, Observer] = {}
         self._masks: dict[int, dict[str, float]] = {}
         self._ranges: dict[tuple[int, int], Encoding] = {}
         self._weights: dict[tuple[int, int | None, int, int], tuple[Array, Encoding]] = {}
         limits = ((op.outputs[0], clamp_limits(op)) for op in calibration.graph.ops)
-        self._limits = {groups.key(tensor): pair for tensor, pair in limits if pair is not None}
+        self._limits = {self._groups.key(tensor): pair for tensor, pair in limits if pair is not None}
         # What every plan of a search asks for again.
         self._biases: dict[tuple[str, DType, Encoding | None], Array] = {}
         self._codes: dict[tuple[int, DType, Encoding], Array] = {}
@@ -160,7 +157,7 @@ class Calibrated:
 
     def _observer(self, tensor: Tensor) -> Observer:
         if tensor.kind is not TensorKind.STATIC:
-            return self._seen.observers[tensor.name]
+            return self._seen.observers[tensor.name]  # of those that decide, which are observed
         if tensor.name not in self._tables:
             self._tables[tensor.name] = Observer()
             self._tables[tensor.name].update(np.asarray(tensor.data))

@@ -15,7 +15,7 @@ from npukit.errors import InputError
 from npukit.qnn.graph import Array, Graph, Tensor
 from npukit.quantization.masking import Peaks, softmax_inputs, softmax_only
 from npukit.quantization.observers import ChannelObserver, Observer
-from npukit.quantization.roles import activations
+from npukit.quantization.roles import Groups, activations, same_values
 from npukit.quantization.rounding import Moments
 from npukit.quantization.simulation import Simulation, native_feeds
 
@@ -27,10 +27,14 @@ _STRIDES = (1, 3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47, 53, 59, 61, 
 
 
 class Calibration:
-    """Observers of every activation of a float graph; memory grows with the tensors, not with the samples.
+    """Observers of a float graph's activations; memory grows with the tensors, not with the samples.
+
+    Only what decides an encoding is fetched and observed: where a convolution feeds a Relu alone, ONNX Runtime computes
+    them as one.
 
     Args:
         graph: floats held as FLOAT_32.
+        groups: tensors that share an encoding; None for those of the graph itself.
         channels: tensors [.., C] of which each channel's mean, power and reach are wanted too.
         moments: second moments of inputs of ops with weights, to be fed too.
         bins: of each histogram.
@@ -38,6 +42,8 @@ class Calibration:
 
     Attributes:
         graph: as given.
+        groups: as given.
+        observers: by the name of a tensor that decides an encoding; see `observer` for others.
         samples: how many were taken in.
         peaks: the least of the rows' largest values of each input of a Softmax.
     """
@@ -45,6 +51,7 @@ class Calibration:
     def __init__(
         self,
         graph: Graph,
+        groups: Groups | None = None,
         *,
         channels: Sequence[Tensor] = (),
         moments: Moments | None = None,
@@ -52,16 +59,27 @@ class Calibration:
         threads: int | None = None,
     ) -> None:
         self.graph, self.moments = graph, moments
-        self._tensors = activations(graph)
-        self.observers = {t.name: Observer(bins, stride=_stride(t.shape)) for t in self._tensors}
+        self.groups = groups or Groups(graph)
+        self._same = same_values(graph)
+        deciding = self.groups.all_deciding()
+        self.observers = {t.name: Observer(bins, stride=_stride(t.shape)) for t in deciding}
         self.channels = {tensor.name: ChannelObserver(tensor.shape[-1]) for tensor in channels}
         self.peaks = {name: Peaks(axis) for name, axis in softmax_inputs(graph).items()}
         self._masked = softmax_only(graph)
         self.samples = 0
-        inputs = {tensor.name for tensor in graph.inputs}
-        inner = [tensor for tensor in self._tensors if tensor.name not in inputs]
-        self._simulation = Simulation(graph, "float", fetch=inner, threads=threads)
+        wanted = {*self.observers, *self.channels, *self.peaks, *(moments.tensors if moments is not None else ())}
+        self._inputs = wanted.intersection(tensor.name for tensor in graph.inputs)
+        inner = [t for t in activations(graph) if t.name in wanted and t.name not in self._inputs]
+        self._simulation: Simulation | None = Simulation(graph, "float", fetch=inner, threads=threads)
         self._rounds = _rounds(inner)
+
+    def end(self) -> None:
+        """No more samples will come: let ONNX Runtime's memory go."""
+        self._simulation = None
+
+    def observer(self, name: str) -> Observer | None:
+        """What was seen of a tensor, or of the same values in another order; None where it decides nothing."""
+        return self.observers.get(name) or self.observers.get(self._same.get(name, ""))
 
     def update(self, sample: Mapping[str, Array]) -> None:
         """Take in one sample: arrays by source name.
@@ -70,18 +88,18 @@ class Calibration:
             InputError: NaN in a tensor, or infinity where it is no mask of a Softmax; the first in the order of the
                 graph is named.
         """
+        assert self._simulation is not None
         feeds = native_feeds(self.graph, sample, "float")
-        inputs = {name: array for name, array in feeds.items() if name in self.observers}
+        inputs = {name: array for name, array in feeds.items() if name in self._inputs}
         with ThreadPoolExecutor(_THREADS) as pool:
             self._observe_all(inputs, pool)
             for names in self._rounds:
                 self._observe_all(self._simulation.run(feeds, names), pool)
         self.samples += 1
-        for tensor in self._tensors:
-            seen = self.observers[tensor.name]
-            if seen.nans or (seen.infs and tensor.name not in self._masked):
+        for name, seen in self.observers.items():
+            if seen.nans or (seen.infs and name not in self._masked):
                 raise InputError(
-                    f"{'NaN' if seen.nans else 'an infinity'} in tensor {tensor.name!r}",
+                    f"{'NaN' if seen.nans else 'an infinity'} in tensor {name!r}",
                     where=f"calibration sample {self.samples}",
                     hint="look at this sample; the model makes such values of it in float already",
                 )
@@ -97,7 +115,8 @@ class Calibration:
             future.result()
 
     def _observe(self, name: str, array: Array) -> None:
-        self.observers[name].update(array)
+        if name in self.observers:
+            self.observers[name].update(array)
         if name in self.channels:
             self.channels[name].update(array)
         if name in self.peaks:
@@ -108,6 +127,7 @@ class Calibration:
     def state(self) -> dict[str, Array]:
         """Everything seen so far, for `restore`."""
         found: dict[str, Array] = {"samples": np.array(self.samples)}
+        found["names"] = np.array([*self.observers, *self.channels])
         found["peaks"] = np.array([(peaks.least, peaks.greatest) for peaks in self.peaks.values()])
         kinds: tuple[tuple[str, Mapping[str, Any]], ...] = (("o", self.observers), ("c", self.channels))
         for prefix, table in kinds:
@@ -118,7 +138,13 @@ class Calibration:
         return found
 
     def restore(self, state: Mapping[str, Array]) -> None:
-        """Go on where `state` was taken; of the same graph and options."""
+        """Go on where `state` was taken; of the same graph and options.
+
+        Raises:
+            InputError: other tensors were observed then.
+        """
+        if state["names"].tolist() != [*self.observers, *self.channels]:
+            raise InputError("this is not the saved state of this calibration")
         grouped: dict[str, dict[str, Array]] = {}
         for key, value in state.items():
             owner, _, part = key.partition("/")
@@ -146,11 +172,16 @@ class ChannelPass:
         self.channels = {tensor.name: ChannelObserver(tensor.shape[-1]) for tensor in tensors}
         inputs = {tensor.name for tensor in graph.inputs}
         inner = [tensor for tensor in tensors if tensor.name not in inputs]
-        self._simulation = Simulation(graph, "float", fetch=inner, threads=threads)
+        self._simulation: Simulation | None = Simulation(graph, "float", fetch=inner, threads=threads)
         self._rounds = _rounds(inner)
+
+    def end(self) -> None:
+        """No more samples will come: let ONNX Runtime's memory go."""
+        self._simulation = None
 
     def update(self, sample: Mapping[str, Array]) -> None:
         """Take in one sample: arrays by source name."""
+        assert self._simulation is not None
         feeds = native_feeds(self._graph, sample, "float")
         for arrays in (feeds, *(self._simulation.run(feeds, names) for names in self._rounds)):
             for name, array in arrays.items():

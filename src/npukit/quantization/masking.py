@@ -110,9 +110,9 @@ def unseen_masks(graph: Graph, calibration: Calibration) -> list[str]:
     """Tensors added to what a Softmax sees that were zero in every sample: with no range, a mask would not mask."""
     found = {id(tensor) for tensor, _ in _matters(graph, calibration, 8)}
     added = [t for op in graph.ops if op.type == "ElementWiseAdd" and id(op.outputs[0]) in found for t in op.inputs]
-    seen = calibration.observers
     names = [t.name for t in added if t is not None and id(t) in found and t.kind is not TensorKind.STATIC]
-    return [name for name in dict.fromkeys(names) if seen[name].count and seen[name].low == seen[name].high == 0]
+    seen = {name: calibration.observer(name) for name in names}
+    return [name for name, o in seen.items() if o is not None and o.count and o.low == o.high == 0]
 
 
 def _matters(graph: Graph, calibration: Calibration, bits: int) -> list[tuple[Tensor, float]]:
@@ -187,7 +187,7 @@ def _of_product(op: Op, below: float, calibration: Calibration) -> Iterator[tupl
 
 def _least_positive(tensor: Tensor, calibration: Calibration) -> float:
     """The smallest value that is not zero, rounded down; 0 where there are negative ones or none was seen."""
-    observer = calibration.observers.get(tensor.name)
+    observer = calibration.observer(tensor.name)
     if observer is None or not observer.count or observer.low < 0:
         return 0.0
     edges, counts = observer.histogram()
@@ -200,7 +200,7 @@ def _reach(tensor: Tensor | None, calibration: Calibration) -> tuple[float, floa
     if tensor is not None and tensor.kind is TensorKind.STATIC and tensor.data is not None and tensor.dtype.is_float:
         values = np.asarray(tensor.data)
         return float(values.min(initial=math.inf)), float(values.max(initial=-math.inf))
-    observer = None if tensor is None else calibration.observers.get(tensor.name)
+    observer = None if tensor is None else calibration.observer(tensor.name)
     if observer is None or not observer.count:
         return -math.inf, math.inf
     return (-math.inf if observer.infs else observer.low), observer.high

@@ -49,6 +49,10 @@ MOVES = frozenset(
     + ("ExpandDims", "Squeeze", "DepthToSpace", "SpaceToDepth", "BatchToSpace", "SpaceToBatch", "PoolMax2d")
     + ("PoolMax3d", "ResizeNearestNeighbor", "ChannelShuffle", "TopK")
 )
+# Of these the output holds each element of the input once, in another order.
+_REORDERS = frozenset(
+    ("Reshape", "Transpose", "ExpandDims", "Squeeze", "DepthToSpace", "SpaceToDepth", "ChannelShuffle")
+)  # fmt: skip
 # Several data inputs that are put together: those that go nowhere else are made in the result's encoding.
 _JOINS = frozenset(("Concat", "Pack"))
 # Inputs that HTP takes in 16 bits only with offset -32768 (its validation says so, and refuses others).
@@ -86,6 +90,16 @@ def table(op: Op) -> Tensor | None:
     """The constant of real numbers that `op` moves elements of, as an embedding does, else None."""
     source = op.inputs[0] if op.type in MOVES and op.inputs else None
     return source if source is not None and source.kind is TensorKind.STATIC and is_real(source) else None
+
+
+def same_values(graph: Graph) -> dict[str, str]:
+    """Computed tensors that hold another one's values in another order, and the first that holds them."""
+    found: dict[str, str] = {}
+    for op in graph.ops:
+        source = op.inputs[0] if op.type in _REORDERS and op.inputs else None
+        if source is not None and source.kind is not TensorKind.STATIC:
+            found[op.outputs[0].name] = found.get(source.name, source.name)
+    return found
 
 
 def data_inputs(op: Op) -> Iterator[tuple[int, Tensor]]:
@@ -165,7 +179,8 @@ class Groups:
     """Tensors that share one encoding.
 
     What only moves shares by necessity. What feeds nothing but a clamp or a Concat is made in the result's encoding:
-    the rest of its own range would be cut off or rounded again, so its own range does not count.
+    the rest of its own range would be cut off or rounded again, so its own range does not count; nor does that of the
+    same values in another order.
 
     Args:
         graph: a float graph.
@@ -203,6 +218,8 @@ class Groups:
                 if op.type in MOVES and index == 0:
                     for output in op.outputs:
                         self._join(tensor, output)
+                    if op.type in _REORDERS:
+                        self._follows.add(id(op.outputs[0]))
                 elif joined and alone:
                     self._follows.add(id(tensor))
                     self._join(tensor, op.outputs[0])
@@ -244,3 +261,8 @@ class Groups:
         """Those of the group whose ranges count: a clamp's input does not, its output does."""
         members = self.of(tensor)
         return [t for t in members if id(t) not in self._follows] or members
+
+    def all_deciding(self) -> list[Tensor]:
+        """The tensors of all groups whose ranges count: those that a calibration has to observe."""
+        found = {id(t) for members in self._members.values() for t in self.deciding(members[0])}
+        return [tensor for key, tensor in self._tensors.items() if key in found]

@@ -24,8 +24,6 @@ from npukit.runtime.ort import OrtEngine, loadable
 if TYPE_CHECKING:
     import onnxruntime
 
-_EMBED_LIMIT = 1 << 28  # above it the weights go to a file, which ONNX Runtime maps: a copy less in memory
-
 
 def open_engine(request: Request) -> EmulatedEngine:
     """An engine for a .onnx file as the chip that `request.emulate` names would compute it.
@@ -44,7 +42,7 @@ def open_engine(request: Request) -> EmulatedEngine:
     source = Path(request.path) if request.path is not None else onnx.load_from_string(request.content or b"")
     emulated = emulate(read_model(source).model, mode)
     weights = sum(v.const_value.nbytes for v in emulated.model.graph.initializers.values() if v.const_value is not None)
-    loaded, folder = loadable(emulated.model, weights, "npukit-emulated-", _EMBED_LIMIT)
+    loaded, folder = loadable(emulated.model, weights, "npukit-emulated-")
     engine = EmulatedEngine(loaded, emulated, request)
     engine.folder = folder
     return engine

@@ -179,6 +179,7 @@ def next_step(options: QuantizeOptions) -> bool:
     """Do the step whose statistics were gathered; whether another one wants statistics. Then calibration can begin."""
     state = _current()
     if state.statistics is not None:
+        state.statistics.end()
         done = state.steps.pop(0)(state.statistics)
         state.statistics = None
         if not state.steps and state.graph is not state.uneven:
@@ -194,6 +195,7 @@ def next_step(options: QuantizeOptions) -> bool:
     by_output = _rounding(options) != "nearest" or options.weight_method == OUTPUT_MSE
     state.calibration = Calibration(
         state.graph,
+        state.groups,
         channels=list(channels.values()),
         moments=Moments(state.graph) if by_output else None,
         threads=options.threads,
@@ -393,7 +395,8 @@ def _scheme(options: QuantizeOptions) -> Scheme:
 def _encodings(options: QuantizeOptions) -> Calibrated:
     state = _current()
     if state.encodings is None:
-        state.encodings = Calibrated(_calibration(), state.groups, _scheme(options), state.matched.forced)
+        _calibration().end()
+        state.encodings = Calibrated(_calibration(), _scheme(options), state.matched.forced)
     return state.encodings
 
 
