@@ -528,6 +528,87 @@ def test_a_module_in_memory_becomes_a_verified_dlc(network: Any, tmp_path: Path)
     np.testing.assert_allclose(got["parts_0"], expected["parts"][0].numpy(), atol=1e-5)
 
 
+@needs_torch
+@pytest.mark.native
+def test_an_exported_program_in_memory_becomes_a_verified_dlc(network: Any, tmp_path: Path) -> None:
+    import torch
+
+    inputs = (torch.randn(2, 3, 8, 8), torch.randn(1))
+    shapes = {"image": {0: torch.export.Dim("batch")}, "scale": None}
+    fixed = torch.export.export(network, inputs)
+    opened = torch.export.export(network, inputs, dynamic_shapes=shapes)
+    for program, options, rows in ((fixed, {}, 2), (opened, {"input_shapes": {"image": (3, 3, 8, 8)}}, 3)):
+        result = npukit.convert(program, output=tmp_path / "net.dlc", target="qnn-cpu", random=1, **options)
+        stamp = result.converted.stamp
+        assert stamp.verified == "yes"
+        assert [io.name for io in stamp.inputs] == ["image", "scale"]
+        assert [io.name for io in stamp.outputs] == ["logits", "parts_0", "parts_1", "image_out"]
+        note = next(note for note in result.converted.notes if "differ by at most" in note)
+        assert not note.startswith("WARNING")
+        image, scale = torch.randn(rows, 3, 8, 8), inputs[1]
+        with npukit.Session(result.path) as session, torch.no_grad():
+            got = session.run({"image": image.numpy(), "scale": scale.numpy()})
+            expected = network(image, scale)
+        np.testing.assert_allclose(got["logits"], expected["logits"].numpy(), atol=1e-5)
+        np.testing.assert_allclose(got["parts_0"], expected["parts"][0].numpy(), atol=1e-5)
+
+
+PICKLED = """
+import torch
+
+
+class Table(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.table = torch.nn.Embedding(50, 8)
+        self.linear = torch.nn.Linear(8, 3)
+
+    def forward(self, ids, weights):
+        return {"scores": self.linear(self.table(ids) * weights)}
+"""
+
+
+@needs_torch
+@pytest.mark.native
+@pytest.mark.parametrize(("way", "zipped"), [("python", True), ("command", False)])
+def test_a_pickled_module_is_converted_where_it_is_allowed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str, zipped: bool
+) -> None:
+    import sys
+
+    import torch
+
+    from npukit.cli.main import main
+
+    name = "npukit_pickled_table"
+    (tmp_path / f"{name}.py").write_text(PICKLED)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))  # of the process that torch runs in
+    spec = importlib.util.spec_from_file_location(name, tmp_path / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    holder = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, name, holder)
+    spec.loader.exec_module(holder)
+    module = holder.Table()
+    path, output = tmp_path / "whole.pt", tmp_path / "net.dlc"
+    torch.save(module, path, _use_new_zipfile_serialization=zipped)
+    with pytest.raises(ModelError, match=name):
+        npukit.convert(path, output=output)
+    shapes = {"ids": (1, 6), "weights": (1, 6, 8)}
+    if way == "python":
+        result = npukit.convert(path, output=output, allow_pickle=True, input_shapes=shapes, target="qnn-cpu", random=1)
+        assert any("--allow-pickle" in note for note in result.converted.notes)
+        assert result.converted.stamp.verified == "yes"
+    else:
+        words = [f"--input-shape={key}={','.join(map(str, shape))}" for key, shape in shapes.items()]
+        assert main(["convert", str(path), "-o", str(output), "--allow-pickle", "--target", "qnn-cpu", *words]) == 0
+    ids, weights = torch.arange(6)[None], torch.randn(1, 6, 8)
+    with npukit.Session(output) as session, torch.no_grad():
+        got = session.run({"ids": ids.numpy(), "weights": weights.numpy()})["scores"]
+        expected = module.eval()(ids, weights)["scores"]
+    np.testing.assert_allclose(got, expected.numpy(), atol=1e-5)
+
+
 @pytest.mark.parametrize("given", [3, object()])
 def test_what_is_no_model_is_refused(given: Any, tmp_path: Path) -> None:
     with pytest.raises(NpukitError) as caught:

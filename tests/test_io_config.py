@@ -156,6 +156,29 @@ def test_colour_orders(color: str, model_color: str) -> None:
     np.testing.assert_allclose(run(x=_order(rgb, color)), expected.transpose(0, 3, 1, 2), rtol=1e-5)
 
 
+@pytest.mark.parametrize("color", ["RGBA", "ARGB32"])
+@pytest.mark.parametrize("model_color", ["RGBA", "ARGB32"])
+@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
+def test_colour_orders_of_a_model_that_takes_alpha(color: str, model_color: str, layout: str) -> None:
+    affine(tuple({**DIMS, "C": 4}[axis] for axis in layout))
+    source = {"DataType": "float32", "Layout": layout, "Color": model_color}
+    quant = {"Scale": 0.5, "Offset": -10}
+    wanted = entry(source=source, layout="NHWC", dtype="uint8", color=color, QuantParams=quant)
+    result = convert(config([wanted]))
+    assert result.exit_code == 0
+    assert result.converted.stamp.inputs[0].shape == (1, 4, 6, 4)
+    red, green, blue, alpha = RNG.integers(0, 255, (4, 1, 4, 6), dtype=np.uint8)
+    bytes_of = {"RGBA": (red, green, blue, alpha), "ARGB32": (blue, green, red, alpha)}
+    expected = 2 * 0.5 * (np.stack(bytes_of[model_color], layout.index("C")).astype(float) - 10) + 1
+    np.testing.assert_allclose(run(x=np.stack(bytes_of[color], -1)), expected, rtol=1e-5)
+
+
+def test_a_model_that_takes_alpha_needs_pixels_that_have_it() -> None:
+    affine((1, 4, 4, 6))
+    with pytest.raises(UsageError, match="RGB has no alpha, which the model takes"):
+        convert(config([entry(source={**IMAGE, "Color": "RGBA"}, layout="NHWC", color="RGB")]))
+
+
 def _saved(array: np.ndarray[Any, Any]) -> str:
     np.save("given.npy", array)
     return "given.npy"

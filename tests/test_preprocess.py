@@ -155,6 +155,18 @@ def test_colours(color: str, expected: list[int]) -> None:
         assert result[0, 1, 4].tolist() == expected
 
 
+@pytest.mark.parametrize("source", ["RGB", "BGR", "RGBA", "ARGB32"])
+@pytest.mark.parametrize(("color", "order"), [("RGBA", "rgba"), ("ARGB32", "bgra")])
+def test_models_that_take_alpha(source: str, color: str, order: str) -> None:
+    value = {"r": 10, "g": 20, "b": 30, "a": 9 if "A" in source else 255}
+    held = {"RGB": "rgb", "BGR": "bgr", "RGBA": "rgba", "ARGB32": "bgra"}[source]
+    pixels = np.full((2, 5, len(held)), [value[channel] for channel in held], np.uint8)
+    spec = {"source": source, "color": color, "scale": 0.5, "offset": [1, 2, 3, 4]}
+    for shape, axes in (((1, 4, 2, 5), (0, 2, 3, 1)), ((1, 2, 5, 4), (0, 1, 2, 3))):
+        result = Preprocessing.load(spec).apply(pixels, Info("x", shape)).transpose(axes)
+        assert result[0, 1, 4].tolist() == [0.5 * value[c] + at for at, c in enumerate(order, 1)]
+
+
 @pytest.mark.parametrize(
     ("source", "pixel"), [("BGR", [30, 20, 10]), ("ARGB32", [30, 20, 10, 9]), ("RGBA", [10, 20, 30, 9])]
 )
