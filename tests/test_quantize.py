@@ -16,8 +16,10 @@ from onnx import TensorProto, helper, numpy_helper
 
 import npukit
 from npukit.artifacts import dlc
+from npukit.qnn.api import libraries
 from npukit.qnn.graph import TensorKind
 from npukit.quantization.encodings_file import read
+from npukit.verbs import quantize_job
 
 DIGITS = Path(__file__).parents[1] / "examples" / "digits"
 ENCODINGS = Path(__file__).parent / "data" / "encodings"
@@ -151,7 +153,32 @@ def test_saved_encodings_reproduce_the_artifact(tmp_path: Path, images: np.ndarr
     assert held(first.path) == held(again.path)
 
 
-def test_what_saving_encodings_leaves_out_is_said(tmp_path: Path) -> None:
+@pytest.mark.parametrize("weights", [8, 4])
+def test_a_search_is_reproduced_from_its_encodings(tmp_path: Path, images: np.ndarray, weights: int) -> None:
+    """Codes and all: weights are rounded on the grid that is given as they were on their own."""
+    if weights == 4 and libraries.find("ir").core_version < (2, 40, 0):
+        pytest.skip("needs `npukit libs add 2.7.0`")
+    saved = tmp_path / "digits.json"
+    first = quantized(
+        tmp_path, images, weights=weights, accuracy_target="sqnr>=34", save_encodings=saved, rounding="gptq"
+    )
+    assert first.search is not None
+    again = quantized(
+        tmp_path, images, weights=weights, encodings=saved, output=tmp_path / "again.dlc", rounding="gptq"
+    )
+    assert again.exit_code == 0
+
+    def held(path: Path) -> dict[str, Any]:
+        graph = next(iter(dlc.read(path)[0].graphs.values()))
+        return {t.name: None if t.data is None else np.asarray(t.data).tobytes() for t in graph.tensors()}
+
+    assert held(first.path) == held(again.path)
+    blind = quantized(tmp_path, images, encodings=saved, float_fallback=True, calibration=None, rounding="gptq")
+    assert any("rounded to nearest" in note for note in blind.quantized.notes)
+
+
+def outlying(tmp_path: Path) -> list[np.ndarray]:
+    """Writes m.onnx with a channel that smoothing is for; gives calibration data."""
     rng = np.random.default_rng(0)
     text = """<ir_version: 9, opset_import: ["": 18]> g (float[1, 16, 32] x) => (float[1, 16, 32] y)
     { n = LayerNormalization (x, gamma, beta) y = MatMul (n, weight) }"""
@@ -160,7 +187,27 @@ def test_what_saving_encodings_leaves_out_is_said(tmp_path: Path) -> None:
     for name, values in (("gamma", gamma), ("beta", np.zeros(32)), ("weight", rng.normal(0, 0.2, (32, 32)))):
         model.graph.initializer.append(numpy_helper.from_array(values.astype(np.float32), name))
     onnx.save(model, tmp_path / "m.onnx")
-    data = list(rng.normal(size=(8, 1, 16, 32)).astype(np.float32))
+    return list(rng.normal(size=(8, 1, 16, 32)).astype(np.float32))
+
+
+def test_an_interrupted_calibration_of_another_graph_is_not_resumed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With --save-encodings nothing is smoothed: its statistics are of another graph than those without."""
+    data, keys = outlying(tmp_path), []
+    monkeypatch.setattr(quantize_job, "restore", lambda path, key: keys.append(quantize_job._key(key)) or 0)
+    options: dict[str, Any]
+    for options in ({}, {"save_encodings": tmp_path / "e.json"}, {"activation_method": "min-max"}):
+        (tmp_path / "q.dlc.calibration").touch()
+        npukit.quantize(
+            tmp_path / "m.onnx", calibration=data, output=tmp_path / "q.dlc", verify=False, in_process=True, **options
+        )
+    assert keys[0] != keys[1]
+    assert keys[0] == keys[2]  # how ranges are chosen from the statistics is no part of them
+
+
+def test_what_saving_encodings_leaves_out_is_said(tmp_path: Path) -> None:
+    data = outlying(tmp_path)
 
     def made(**options: Any) -> Any:
         return npukit.quantize(

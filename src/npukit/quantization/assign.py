@@ -84,6 +84,9 @@ class Encodings(Protocol):
     def bias(self, op: Op, weight: Tensor) -> Array:
         """Real values [C] of input 2 of `op`, whose quantized weight is `weight`."""
 
+    def given(self, op: Op, dtype: DType, encoding: Encoding) -> Array:
+        """Codes of input 1 of `op` in an encoding that was asked for."""
+
     def coded(self, constant: Tensor, dtype: DType, encoding: Encoding) -> Array:
         """The codes of a constant operand, in its shape."""
 
@@ -206,6 +209,12 @@ class Dummies:
         source = op.inputs[2]
         assert source is not None
         return np.zeros(source.shape)
+
+    def given(self, op: Op, dtype: DType, encoding: Encoding) -> Array:
+        """The nearest ones."""
+        weight = op.inputs[1]
+        assert weight is not None
+        return self.coded(weight, dtype, encoding)
 
     def coded(self, constant: Tensor, dtype: DType, encoding: Encoding) -> Array:
         """The nearest ones."""
@@ -486,7 +495,8 @@ class _Assignment:
         if key not in self._made:
             asked = self._encodings.asked(source)
             if asked is not None:
-                self._made[key] = self._coded(source, *asked)
+                codes = self._encodings.given(op, *asked)
+                self._made[key] = self._named(source, *asked, codes)
             else:
                 codes, encoding = self._encodings.weight(op, axis, bits, block)
                 self._made[key] = self._named(source, WEIGHT[bits], encoding, codes)

@@ -20,7 +20,7 @@ from npukit.quantization.masking import lowest_seen
 from npukit.quantization.observers import Observer, observed_range
 from npukit.quantization.ranges import Range
 from npukit.quantization.roles import by_input_channel, clamp_limits
-from npukit.quantization.rounding import round_and_fit, round_weights
+from npukit.quantization.rounding import SecondMoments, round_and_fit, round_weights
 from npukit.quantization.weight_scales import fit_scales
 from npukit.quantization.weights import blockwise, quantize_weights, weight_dtype
 from npukit.raising.encodings import dequantized
@@ -88,6 +88,7 @@ class Calibrated:
         # What every plan of a search asks for again.
         self._biases: dict[tuple[str, DType, Encoding | None], Array] = {}
         self._codes: dict[tuple[int, DType, Encoding], Array] = {}
+        self._given: dict[tuple[int, DType, Encoding], Array] = {}
 
     def activation(self, tensor: Tensor, bits: int) -> Encoding:
         """The encoding that `tensor` shares with its group."""
@@ -230,15 +231,38 @@ class Calibrated:
         self._weights[key] = self._rounded(op, bits, *self._weights[key])
         return self._weights[key]
 
+    def given(self, op: Op, dtype: DType, encoding: Encoding) -> Array:
+        """Codes of the weight of `op` in an encoding that was asked for, rounded as the scheme says.
+
+        A weight that is codes times scales already, as a QDQ source's is, keeps its codes.
+        """
+        source, moments = op.inputs[1], self._moments(op)
+        assert source is not None
+        key = (id(source), dtype, encoding)
+        if key not in self._given:
+            codes = self.coded(source, dtype, encoding)
+            if moments is not None and self.scheme.rounding != "nearest" and dtype.numpy.itemsize == 1:
+                how: dict[str, Any] = {"centred": self._centred(op), "dtype": dtype, "method": self.scheme.rounding}
+                codes = round_weights(op, np.asarray(source.data), encoding, moments, **how)
+            self._given[key] = codes
+        return self._given[key]
+
+    def _moments(self, op: Op) -> SecondMoments | None:
+        """Those of the op's inputs, where some were observed."""
+        moments = None if self._seen.moments is None else self._seen.moments.by_op.get(op.name)
+        return moments if moments is not None and moments.rows else None
+
+    def _centred(self, op: Op) -> bool:
+        """Whether the bias will take up the mean error."""
+        return self.scheme.bias_correction and len(op.inputs) > 2 and op.inputs[2] is not None
+
     def _rounded(self, op: Op, bits: int, codes: Array, encoding: Encoding) -> tuple[Array, Encoding]:
         """Scales and codes for the least error of the output, as asked for and where the op's inputs were observed."""
-        moments = None if self._seen.moments is None else self._seen.moments.by_op.get(op.name)
-        source = op.inputs[1]
-        if moments is None or not moments.rows or source is None or source.data is None or bits > 8:
+        moments, source = self._moments(op), op.inputs[1]
+        if moments is None or source is None or source.data is None or bits > 8:
             return codes, encoding
-        centred = self.scheme.bias_correction and len(op.inputs) > 2 and op.inputs[2] is not None
         values, steps, rounding = np.asarray(source.data), self.scheme.steps, self.scheme.rounding
-        how: dict[str, Any] = {"centred": centred, "dtype": weight_dtype(bits)}
+        how: dict[str, Any] = {"centred": self._centred(op), "dtype": weight_dtype(bits)}
         if self.scheme.weight_method == OUTPUT_MSE:
             codes, encoding = fit_scales(op, values, encoding, moments, limits=steps, **how)
         if rounding == "nearest":

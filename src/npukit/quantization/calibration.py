@@ -149,15 +149,14 @@ class Calibration:
         for key, value in state.items():
             owner, _, part = key.partition("/")
             grouped.setdefault(owner, {})[part] = value
-        self.samples = int(state["samples"])
+        samples = int(state["samples"])
+        observers = {name: Observer.from_arrays(grouped[f"o{index}"]) for index, name in enumerate(self.observers)}
+        channels = {name: ChannelObserver.from_arrays(grouped[f"c{index}"]) for index, name in enumerate(self.channels)}
         if self.moments is not None:
             self.moments.restore(grouped["m"])
         for peaks, (least, greatest) in zip(self.peaks.values(), state["peaks"], strict=True):
             peaks.least, peaks.greatest = float(least), float(greatest)
-        self.observers = {name: Observer.from_arrays(grouped[f"o{index}"]) for index, name in enumerate(self.observers)}
-        self.channels = {
-            name: ChannelObserver.from_arrays(grouped[f"c{index}"]) for index, name in enumerate(self.channels)
-        }
+        self.samples, self.observers, self.channels = samples, observers, channels
 
 
 class ChannelPass:

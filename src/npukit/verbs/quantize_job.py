@@ -115,6 +115,19 @@ class _State:
     samples: list[dict[str, Array]] = field(default_factory=list)
 
     @cached_property
+    def graph_digest(self) -> str:
+        """SHA-256 of the graph's ops and constants, once `steps` are done."""
+        assert not self.steps
+        digest = hashlib.sha256()
+        for op in self.graph.ops:
+            digest.update(f"{op.type} {op.name} {[t and t.name for t in (*op.inputs, *op.outputs)]}".encode())
+        for tensor in self.graph.tensors():
+            digest.update(f"{tensor.name} {tensor.dtype} {tensor.shape}".encode())
+            if tensor.data is not None:
+                digest.update(np.ascontiguousarray(tensor.data).reshape(-1).view(np.uint8).data)
+        return digest.hexdigest()
+
+    @cached_property
     def groups(self) -> Groups:
         """Tensors that share an encoding, once `steps` are done."""
         assert not self.steps
@@ -370,13 +383,15 @@ def restore(path: Path, key: str) -> int:
 
 
 def _key(data: str) -> str:
-    state = _current()
-    options = sorted((k, repr(v)) for k, v in state.stamp.options.items())
-    return hashlib.sha256(f"{state.digest()}:{options}:{data}".encode()).hexdigest()
+    """Of what statistics are statistics: the data, and the graph with its weights, whatever options led to it."""
+    return f"{_current().graph_digest} {_calibration().moments is not None} {data}"
 
 
 def _rounding(options: QuantizeOptions) -> str:
-    return ("gptq" if int(options.weights) == 4 else "nearest") if options.rounding == "auto" else options.rounding
+    if options.rounding != "auto":
+        return options.rounding
+    given = any(t.data is not None and entry.bitwidth == 4 for t, entry in _current().matched.forced.items())
+    return "gptq" if int(options.weights) == 4 or given else "nearest"
 
 
 def _scheme(options: QuantizeOptions) -> Scheme:
@@ -518,7 +533,7 @@ def write(options: QuantizeOptions, path: Path, warnings: list[str], levels: Map
         precision=precision,
         samples=_calibration().samples,
         encodings=found,
-        notes=(*state.notes, *warnings, *_masks()),
+        notes=(*state.notes, *warnings, *_masks(), *_unrounded(options)),
     )
 
 
@@ -551,6 +566,12 @@ def _masks() -> Iterator[str]:
     if names:
         listed = ", ".join(map(repr, names[:3])) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
         yield f"calibration never masked anything in {listed}: masked inputs, as padding, will be computed coarsely"
+
+
+def _unrounded(options: QuantizeOptions) -> Iterator[str]:
+    """A note where there was nothing to round weights by."""
+    if _rounding(options) != "nearest" and not _calibration().samples:
+        yield "weights are rounded to nearest: --rounding goes by the inputs of ops, and there is no --calibration"
 
 
 def _counts(assigned: Assigned) -> dict[str, int]:
