@@ -14,11 +14,13 @@ import textwrap
 import time
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 import npukit
+from npukit.cli.main import main
 from npukit.errors import MissingDependency, ModelError, NpukitError, WorkerDied
 from npukit.frontends import tensorflow
 from npukit.frontends.tensorflow import TensorFlowOptions, as_onnx, convert, graph, kind_of
@@ -372,6 +374,28 @@ with tf.Graph().as_default() as g, v1.Session(graph=g) as session:
     frozen = v1.graph_util.convert_variables_to_constants(session, g.as_graph_def(), ["fake"])
     open(folder + "/quant.pb", "wb").write(frozen.SerializeToString())
     v1.train.Saver().save(session, folder + "/point.ckpt")
+
+
+def graph(session, **results):  # signatures of two inputs and the one result that each is called after
+    x, gain = v1.placeholder(tf.float32, [None, 4], name="x"), v1.placeholder(tf.float32, [1], name="xs")
+    w = v1.get_variable("w", initializer=[1.0, 2.0, 3.0, 4.0])
+    session.run(v1.global_variables_initializer())
+    info = v1.saved_model.build_tensor_info
+    make = v1.saved_model.signature_def_utils.build_signature_def
+    return {
+        key: make({"given": info(x), "by": info(gain)}, {key: info(result(x, w) * gain)}, "serve")
+        for key, result in results.items()
+    }
+
+
+builder = v1.saved_model.Builder(folder + "/several")
+with tf.Graph().as_default() as g, v1.Session(graph=g) as session:
+    signatures = graph(session, serving_default=lambda x, w: x + w, product=lambda x, w: x * w)
+    builder.add_meta_graph_and_variables(session, ["serve"], signatures)
+with tf.Graph().as_default() as g, v1.Session(graph=g) as session:
+    signatures = graph(session, serving_default=lambda x, w: x - w, quotient=lambda x, w: x / w)
+    builder.add_meta_graph(["serve", "other"], signatures)
+builder.save()
 """
 
 
@@ -406,6 +430,34 @@ def test_a_saved_model_keeps_its_names_and_layout(models: Path, tmp_path: Path) 
     assert "WARNING" not in notes
     assert "--saved-model-signature-key" in notes
     assert "Transpose" not in result.converted.ops
+
+
+@needs_tensorflow
+@pytest.mark.native
+@pytest.mark.parametrize(
+    ("tag", "key", "result"),
+    [
+        ("serve", "", lambda x, w: x + w),
+        ("serve", "product", lambda x, w: x * w),
+        ("other,serve", "", lambda x, w: x - w),
+        ("serve,other", "quotient", lambda x, w: x / w),
+    ],
+)
+def test_a_tag_chooses_among_graphs_and_a_key_among_signatures(
+    models: Path, tmp_path: Path, tag: str, key: str, result: Any
+) -> None:
+    output = tmp_path / "m.dlc"
+    words = ["--batch", "1", "--target", "qnn-cpu", "--saved-model-tag", tag]
+    words += ["--saved-model-signature-key", key] if key else []
+    assert main(["convert", str(models / "several"), "-o", str(output), *words]) == 0
+    x = np.random.default_rng(0).standard_normal((1, 4)).astype(np.float32)
+    with npukit.Session(output, backend="qnn-cpu") as session:
+        assert session.stamp is not None
+        assert session.stamp.verified == "yes"
+        found = session.run({"given": x, "by": np.float32([3])})
+    assert found.keys() == {key or "serving_default"}
+    expected = 3 * result(x, np.float32([1, 2, 3, 4]))
+    np.testing.assert_allclose(found[key or "serving_default"], expected, rtol=1e-5, atol=1e-6)
 
 
 @needs_tensorflow

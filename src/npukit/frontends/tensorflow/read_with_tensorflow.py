@@ -191,12 +191,10 @@ def saved_model(tf: Any, request: dict[str, Any]) -> Loaded:
     function = model.signatures[wanted]
     frozen = convert_variables_to_constants_v2(function, lower_control_flow=False, aggressive_inlining=True)
     graph_def = frozen.graph.as_graph_def(add_shapes=True)
-    called = {spec.name for spec in tf.nest.flatten(function.structured_input_signature) if hasattr(spec, "name")}
+    keys = getattr(function, "_arg_keywords", None) or []  # the signature's, in the order of its placeholders
+    called = dict(zip((tensor.name for tensor in function.inputs), keys, strict=False))  # behind them: variables
     inputs = [tensor.name for tensor in frozen.inputs if tensor.dtype != tf.resource]
-    names = {}
-    for name in inputs:  # a placeholder is called after its argument
-        plain = name.partition(":")[0]
-        names[name] = plain if plain in called else next((key for key in called if plain.startswith(key)), plain)
+    names = {name: called.get(name, name.partition(":")[0]) for name in inputs}
     outputs = [tensor.name for tensor in frozen.outputs]
     if isinstance(function.structured_outputs, dict) and len(function.structured_outputs) == len(outputs):
         names.update(zip(outputs, sorted(function.structured_outputs), strict=True))
