@@ -59,6 +59,8 @@ def quantize(job: dict[str, Any]) -> dict[str, Any]:
     )
     what = f"config {CONFIG}, min_max, int{weights} weights, int{job['activations']} activations"
     if recipe in ("seqmse", "cle-seqmse"):
+        # So that all weights have encodings: it would run the model on made-up numbers, no indices of an embedding.
+        sim.compute_encodings(samples[:1])
         aimet_onnx.apply_seq_mse(sim, samples, num_candidates=CANDIDATES)
         first = "equalize_model, " if recipe == "cle-seqmse" else ""
         what = f"{first}{what}, apply_seq_mse(num_candidates={CANDIDATES})"

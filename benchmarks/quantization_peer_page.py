@@ -45,8 +45,8 @@ REASONS: dict[tuple[str, int, str], str] = {
         "",
         0,
         "memory",
-    ): "command and worker are two processes with numpy, 50 MB the smaller; the worker also loads HTP's emulator, 110 MB "
-    "with what it allocates, to ask which bits each op may have",
+    ): "command and worker are two processes with numpy, 50 MB the smaller; the worker also loads HTP's emulator, "
+    "110 MB with what it allocates, to ask which bits each op may have",
 }
 # What npukit does beside calibration, by the stage of which the seconds are told.
 STAGES = {

@@ -13,9 +13,11 @@ import pytest
 
 import npukit
 from benchmarks import simulation_run
+from benchmarks.simulation_cases import Row
 from npukit.artifacts.dlc import read
 from npukit.qnn.graph import DType, Encoding, Graph, Op, Param, Tensor, TensorKind
 from npukit.quantization.capabilities import capability
+from npukit.quantization.roles import weight_axis
 from npukit.quantization.simulation import Simulation, native_feeds, real_outputs
 from npukit.raising import as_computed
 from npukit.targets import htp_arch
@@ -141,6 +143,10 @@ def test_norms_keep_as_much_as_on_the_emulator(label: str) -> None:
     assert abs(result["sqnr"] - result["emulator_sqnr"]) < 0.4
 
 
+def _has_weight(row: Row) -> bool:
+    return weight_axis(row.graph()[0].ops[0]) is not None
+
+
 SLACK = 0.01  # of the elements: ONNX Runtime's float sums depend on the processor
 
 
@@ -159,3 +165,20 @@ def test_within_the_bounds_of_the_table(label: str) -> None:
         assert result["most"] <= bound.steps + 1
         if bits == 8 and label != "Resize LINEAR to half":
             assert result["share"] >= 0.99
+
+
+WEIGHTED = [name for name, row in simulation_run.table().items() if row.then is None and _has_weight(row)]
+
+
+@pytest.mark.native
+@pytest.mark.parametrize("label", WEIGHTED)
+def test_within_the_bounds_of_the_table_at_other_widths(label: str) -> None:
+    row = capability(simulation_run.table()[label].group)
+    for bits, weights in ((8, 4), (16, 4), (16, 16)):
+        result = simulation_run.compare(label, bits, weights, 73)
+        if "share" not in result or "unreliable" in result:
+            continue
+        bound = row.bound(bits, 73, weights)
+        assert bound is not None
+        assert result["share"] >= bound.share - SLACK
+        assert result["most"] <= bound.steps + 1

@@ -4,7 +4,7 @@
 
 `capabilities.json` is written by `python -m benchmarks.simulation --capabilities`, which asks libQnnHtp's validation
 for a chip of each architecture and runs every op on the emulator. Assigning encodings asks the validation itself, op by
-op; the table is for lint, search and documents.
+op; the table is for documents, for tests that hold its bounds, and names what is taken but computed wrongly.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from npukit.qnn.graph import DType, Graph, Op, Tensor, TensorKind
+from npukit.qnn.graph import DType, Graph, Op, Param, Tensor, TensorKind
 from npukit.raising.encodings import dequantized
 
 # How far below the middle between two codes HTP's RmsNorm rounds up, in steps: it cuts off instead of rounding
@@ -19,6 +19,7 @@ _FUSES = 73
 _PRODUCTS = ("Conv2d", "DepthWiseConv2d", "FullyConnected", "MatMul", "Batchnorm")
 _FUSED = {"HardSwish": _PRODUCTS, "Prelu": (*_PRODUCTS, "TransposeConv2d")}
 _HARD_SWISH, _RELU_MIN_MAX = 3, 5  # of ElementWiseNeuron's `operation`
+_ASIN = 1  # of ElementWiseUnary's
 # What HTP computes at once with a clamp behind it, which in 16 bits then does not clamp: the codes' ends alone do (V68
 # to V79; not behind MatMul, Batchnorm, PoolAvg2d, ElementWiseDivide, Convert or what only moves; Relu is kept).
 _SWALLOWING = frozenset(
@@ -33,7 +34,8 @@ def as_computed(graph: Graph, arch: int = 73) -> Graph:
 
     LayerNorm adds its beta in whole steps of the output, and RmsNorm rounds down: at 8 bits they keep 2 and 4 dB less
     than their definitions would. From V73 on Prelu and HardSwish take what a product before them makes without
-    rounding: 2 dB more. A clamp of 16 bits is lost behind many ops. `arch` 0 is none: the graph as it is.
+    rounding: 2 dB more. A clamp of 16 bits is lost behind many ops. Asin takes what lies beyond 1 for 1. `arch` 0 is
+    none: the graph as it is.
     """
     if not arch:
         return graph
@@ -46,6 +48,8 @@ def as_computed(graph: Graph, arch: int = 73) -> Graph:
         if _clamps_16(op) and swallowing.get(id(op.inputs[0])) == 1:
             made = replace(op, type="Convert", params={})
         made = replace(made, inputs=[t if t is None else exact.get(id(t), t) for t in made.inputs])
+        if _asin_of_codes(op):
+            made = replace(made, inputs=[_within_one(made, ops)])
         output = op.outputs[0] if op.outputs else None
         found = readers.get(id(output), []) if arch >= _FUSES else []
         if output is not None and len(found) == 1 and _fused(op, found[0], readers):
@@ -72,6 +76,22 @@ def _fused(op: Op, reader: Op, readers: dict[int, list[Op]]) -> bool:
     return all(
         t is not None and t.dtype is DType.UFIXED_POINT_8 for t in (op.inputs[0], op.outputs[0], reader.outputs[0])
     )
+
+
+def _asin_of_codes(op: Op) -> bool:
+    unary = op.params.get("operation") if op.type == "ElementWiseUnary" else None
+    asin = op.type == "ElementWiseAsin" or (unary is not None and unary.value == _ASIN)
+    return asin and op.outputs[0].dtype.is_quantized
+
+
+def _within_one(op: Op, ops: list[Op]) -> Tensor:
+    """The input of an Asin, cut at -1 and 1: codes may reach beyond, and HTP gives there what it gives at the ends."""
+    x = op.inputs[0]
+    assert x is not None
+    cut = Tensor(f"{op.outputs[0].name}/within_one", DType.FLOAT_32, x.shape)
+    limits = {"min_value": Param(DType.FLOAT_32, -1.0), "max_value": Param(DType.FLOAT_32, 1.0)}
+    ops.append(Op(f"{op.name}/within_one", "ReluMinMax", [x], [cut], limits))
+    return cut
 
 
 def _swallows(op: Op) -> bool:
