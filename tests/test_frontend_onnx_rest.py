@@ -12,7 +12,7 @@ import pytest
 from frontend_tools import assert_same, ops, parse
 
 from npukit.errors import ModelError
-from npukit.frontends.onnx import LoadOptions, load
+from npukit.frontends.onnx import LoadOptions, load, resolve_control_flow
 
 CHAIN = "g (float[2] x) => (float[2] y) { a = Relu(x) b = Neg(a) c = Exp(b) y = Abs(c) }"
 
@@ -99,3 +99,56 @@ def test_an_if_on_a_shape_takes_its_branch_whatever_the_other_one_gives() -> Non
         constants={name: np.array(i, np.int64) for name, i in {"zero": 0, "two": 2}.items()},
     )
     assert ops(assert_same(model)) == ["Relu"]
+
+
+BOTH = (
+    "g (float[2] x, bool c) => (float[A] y) { y = If (c) <then_branch = t () => (float[2] t0) { t0 = Sin(x) }, "
+    "else_branch = e () => (float[B] e0) { e0 = %s }> }"
+)
+
+
+def test_an_if_that_is_decided_when_it_runs_computes_both_branches_where_they_are_alike() -> None:
+    result = assert_same(parse(BOTH % "Cos(x)"))
+    assert ops(result) == ["Sin", "Cos", "Where"]
+    assert "both branches run, then a Where picks" in result.notes[0]
+    with pytest.raises(ModelError, match="the condition is only known at run time") as caught:
+        load(parse(BOTH % "Concat <axis = 0> (x, x)"))
+    assert caught.value.faults[0].where == "If 'If_0'"
+
+
+ENDLESS = (
+    "g (float[2] x) => (float[2] y) { y = Loop <body = b (int64 i, bool c, float[2] v) => (bool co, float[2] w) "
+    "{ w = Sin(v) s = ReduceMax <keepdims = 0> (v) co = %s }> (, go, x) }"
+)
+
+
+def test_a_condition_that_the_data_decide_and_one_that_never_ends_a_loop_are_named(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(resolve_control_flow, "MAX_TRIPS", 16)
+    zero = {**TRUE, "zero": np.array(0, np.float32)}
+    for condition, text in (
+        ("Greater(s, zero)", "condition after 1 iterations"),
+        ("Identity(c)", "more than 16 times"),
+    ):
+        with pytest.raises(ModelError, match=text):
+            load(parse(ENDLESS % condition, constants=zero))
+
+
+def test_a_loop_of_no_trips_gives_what_it_was_given_and_has_no_slices() -> None:
+    text = (
+        "g (float[2] x) => (float[2] y%s) { y, z = Loop <body = b (int64 i, bool c, float[2] v) => "
+        "(bool co, float[2] w, float[2] s) { w = Sin(v) s = Cos(v) co = Identity(c) }> (n, go, x) }"
+    )
+    constants = {"n": np.array(0, np.int64), **TRUE}
+    assert ops(assert_same(parse(text % "", constants=constants))) == ["Identity"]
+    with pytest.raises(ModelError, match="runs zero times, so its scan output is empty"):
+        load(parse(text % ", float[A,2] z", constants=constants))
+
+
+def test_an_input_with_a_value_is_no_input_of_the_artifact() -> None:
+    model = parse("g (float[2] x, float[2] w) => (float[2] y) { y = Add(x, w) }", constants={"w": np.ones(2, "f4")})
+    assert [value.name for value in assert_same(model).model.graph.inputs] == ["x"]
+    for options in (LoadOptions(inputs=("w",)), LoadOptions(input_shapes={"w": (2,)})):
+        with pytest.raises(ModelError, match="there is no such"):
+            load(model, options)

@@ -40,7 +40,7 @@ MAX_NODES = 500_000
 def resolve_control_flow(walk: Walk, node: ir.Node) -> bool:
     """Replace an If, Loop or Scan whose course is known; False when it is none of them or not known yet."""
     if node.domain == INTERNAL:
-        return {"Loop": _peel, "Select": _select}.get(node.op_type, _leave)(walk, node)
+        return {"Loop": _peel, "If": _select}.get(node.op_type, _leave)(walk, node)
     if is_ai_onnx(node, "If"):
         return _resolve_if(walk, node)
     if is_ai_onnx(node, "Loop"):
@@ -68,9 +68,7 @@ def _resolve_if(walk: Walk, node: ir.Node) -> bool:
     nodes_b, values_b = inline_graph(walk, node, other, [], f"{prefix}/else")
     builder = walk.builder(node)
     builder.nodes = [*nodes_a, *nodes_b]
-    picked = [
-        builder.op("Select", node.inputs[0], a, b, domain=INTERNAL) for a, b in zip(values_a, values_b, strict=True)
-    ]
+    picked = [builder.op("If", node.inputs[0], a, b, domain=INTERNAL) for a, b in zip(values_a, values_b, strict=True)]
     replace_node(walk.graph, node, builder.nodes, picked)
     return True
 
