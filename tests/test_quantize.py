@@ -177,6 +177,30 @@ def test_a_search_is_reproduced_from_its_encodings(tmp_path: Path, images: np.nd
     assert any("rounded to nearest" in note for note in blind.quantized.notes)
 
 
+def test_what_each_tensor_got_and_why(tmp_path: Path, images: np.ndarray) -> None:
+    report = tmp_path / "report.json"
+    result = quantized(tmp_path, images, encodings_report=report, verify=False, float_ops=("fc",))
+    rows = {row["name"]: row for row in json.loads(report.read_text())}
+    graph = next(iter(dlc.read(result.path)[0].graphs.values()))
+    assert {row["tensor"] for row in rows.values()} >= {t.name for t in graph.tensors() if t.dtype.is_quantized}
+    assert rows["image"]["why"].startswith("mse; shared with ")
+    assert rows["image"]["seen"] == [0.0, 1.0]
+    assert rows["conv1.out"]["seen"] is None  # the Relu behind it decides
+    assert "conv1_relu" in rows["conv1.out"]["why"]
+    assert rows["conv1_weight"]["why"] == "mse"
+    assert rows["conv1_bias"]["why"] == "input's scale times weight's"
+    assert rows["scores"]["why"] == "min-max, 10% of room"  # an output's largest values are what is asked for
+    assert any(row["why"] == "left in float" for row in rows.values())
+    saved = tmp_path / "digits.json"
+    quantized(tmp_path, images, save_encodings=saved, verify=False)
+    quantized(tmp_path, images, encodings=saved, encodings_report=report, verify=False)
+    given = {row["name"]: row["why"] for row in json.loads(report.read_text())}
+    assert given["conv1_weight"] == "given"
+    assert given["image"].startswith("given")
+    noted = quantized(tmp_path, images, activations=16, activation_method="entropy", verify=False).quantized.notes
+    assert any("entropy is for those of 8 bits" in note for note in noted)
+
+
 def outlying(tmp_path: Path) -> list[np.ndarray]:
     """Writes m.onnx with a channel that smoothing is for; gives calibration data."""
     rng = np.random.default_rng(0)

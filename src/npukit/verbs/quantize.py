@@ -78,7 +78,7 @@ class QuantizeOptions:
     )
     activation_method: str = opt("mse", "How ranges of activations are chosen.", choices=METHODS)
     weight_method: str = opt("mse", "How ranges of weights are chosen.", choices=(*METHODS, "output-mse"))
-    percentile: float = opt(99.99, "Of --activation-method percentile, 90 to 100.")
+    percentile: float = opt(99.99, "Of the method percentile, for activations and weights: 90 to 100.")
     symmetric_activations: bool = opt(False, "Zero in the middle of every activation's codes.")
     per_channel: bool = opt(True, "One scale an output channel of convolutions.", "--per-channel/--per-tensor")
     per_row: bool = opt(True, "One scale a row of FullyConnected and MatMul.", "--per-row/--no-per-row")
@@ -123,6 +123,9 @@ class QuantizeOptions:
     float_io: bool = opt(False, "Inputs and outputs stay float in the artifact.", "--float-io")
     preprocessing: Any = like(ConvertOptions, "preprocessing")
     samples: int | None = opt(None, "Take at most so many calibration samples.")
+    encodings_report: Path | None = opt(
+        None, "Write what each tensor got, and why, as JSON.", parse=Path, metavar="FILE"
+    )
     resume: bool = opt(True, "Go on with an interrupted calibration.", "--resume/--no-resume", hidden=True)
     input_shapes: dict[str, tuple[int, ...]] = like(ConvertOptions, "input_shapes")
     symbols: dict[str, int] = like(ConvertOptions, "symbols")

@@ -28,9 +28,9 @@ from npukit.frontends.onnx.read_model import read_model
 from npukit.frontends.onnx.strip_quantization import SourceEncoding
 from npukit.qnn.graph import Array, Graph, Held, Model
 from npukit.qnn.opdefs import PACKAGE
-from npukit.quantization import encodings_file
+from npukit.quantization import encodings_file, provenance
 from npukit.quantization.assign import FLOAT, Assigned, Legal, Plan, assign
-from npukit.quantization.calibrated import OUTPUT_MSE, Calibrated, Scheme
+from npukit.quantization.calibrated import METHODS_16, OUTPUT_MSE, Calibrated, Scheme
 from npukit.quantization.calibration import Calibration, ChannelPass
 from npukit.quantization.encodings_tools import entries_of
 from npukit.quantization.entry import EncodingsError, Entry
@@ -519,6 +519,11 @@ def write(options: QuantizeOptions, path: Path, warnings: list[str], levels: Map
     found = None
     if state.matched.rows:
         found, stamp = _honoured(options, path, stamp)
+    if options.encodings_report is not None:
+        names = {tensor: source for source, tensor in stamp.names.items()}
+        provenance.write(
+            options.encodings_report, provenance.provenance(graph, state.graph, _encodings(options), names)
+        )
     if options.save_encodings is not None:
         version = "2.0.0" if options.save_encodings.suffix != ".json" else "qnn"
         encodings_file.write(options.save_encodings, entries_of(path).entries, version)
@@ -533,7 +538,7 @@ def write(options: QuantizeOptions, path: Path, warnings: list[str], levels: Map
         precision=precision,
         samples=_calibration().samples,
         encodings=found,
-        notes=(*state.notes, *warnings, *_masks(), *_unrounded(options)),
+        notes=(*state.notes, *warnings, *_masks(), *_unrounded(options), *_unused_method(options)),
     )
 
 
@@ -572,6 +577,15 @@ def _unrounded(options: QuantizeOptions) -> Iterator[str]:
     """A note where there was nothing to round weights by."""
     if _rounding(options) != "nearest" and not _calibration().samples:
         yield "weights are rounded to nearest: --rounding goes by the inputs of ops, and there is no --calibration"
+
+
+def _unused_method(options: QuantizeOptions) -> Iterator[str]:
+    """A note where the method that was asked for chooses no range."""
+    if int(options.activations) == 16 and options.activation_method not in METHODS_16:
+        yield (
+            f"activations of 16 bits keep their whole range and some room: --activation-method "
+            f"{options.activation_method} is for those of 8 bits"
+        )
 
 
 def _counts(assigned: Assigned) -> dict[str, int]:
