@@ -53,6 +53,8 @@ def test_it_runs(package: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = said(capsys, "policy", "run", package, "--random", "2")
     assert (found["kind"], found["backend"], found["shape"]) == ("act", "ort", [2, CHUNK, 7])
     assert set(found["seconds"]) == {"preprocess", "policy", "postprocess", "total"}
+    assert main(["policy", "run", str(package), "--stats", "--workers"]) == 0
+    assert "peak memory of this process, without its components': " in capsys.readouterr().out
 
 
 @needs_rendering

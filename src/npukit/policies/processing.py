@@ -500,8 +500,8 @@ STEPS: dict[str, Callable[[Preprocessor, Mapping[str, Any]], Callable[[State], N
 rename {map}: names of the observation to the policy's; first of all.
 batch {}: a leading axis of 1; uint8 [H, W, C] to float32 [C, H, W] from 0 to 1.
 newline {}: the instruction ends with a line feed.
-tokenize {max_length, pad_id, truncation_side}: the instruction to tokens, padded on the right; longer ones are refused
-    on that side, which is logged.
+tokenize {max_length, pad_id, truncation_side}: the instruction to tokens, padded on the right; a longer one is an
+    InputError, whatever the side on which LeRobot would cut it.
 prompt {template, lower, max_length, pad_id, bos_id, end_id}: see `npukit.policies.openvla.prompt`.
 normalize {eps, features: {name: mode}}: by the statistics.
 resize_with_pad {height, width, value}: images, proportions kept, padding left and on top.

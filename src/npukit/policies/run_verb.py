@@ -56,9 +56,11 @@ class RunResult:
         actions: float32 [observations, chunk_size, A], in the robot's units.
         seconds: by part, the mean of all observations.
         load_seconds: what opening the policy took.
-        peak: most bytes of memory that this process held; None where the system does not say.
+        peak: most bytes of memory that this process held, not those of components in processes of their own; None where
+            the system does not say.
         stats: whether seconds and memory are shown.
         saved: the file, where one was written.
+        in_process: whether the components were in this process.
     """
 
     kind: str
@@ -69,6 +71,7 @@ class RunResult:
     peak: int | None
     stats: bool
     saved: Path | None = None
+    in_process: bool = True
     exit_code: int = 0
 
     def to_json(self) -> dict[str, Any]:
@@ -85,6 +88,7 @@ class RunResult:
             "load_seconds": self.load_seconds,
             "peak_bytes": self.peak,
             "saved": None if self.saved is None else str(self.saved),
+            "in_process": self.in_process,
         }
 
     def to_text(self) -> str:
@@ -100,7 +104,8 @@ class RunResult:
             parts = [("load (once)", f"{self.load_seconds:.3f}")]
             parts += [(name, f"{seconds:.4f}") for name, seconds in self.seconds.items()]
             lines.append(text.table(("part", "seconds a chunk"), parts))
-            lines.append(f"peak memory: {'not known' if self.peak is None else text.size(self.peak)}")
+            whose = "" if self.in_process else " of this process, without its components'"
+            lines.append(f"peak memory{whose}: {'not known' if self.peak is None else text.size(self.peak)}")
         if self.saved is not None:
             lines.append(f"saved in {self.saved}")
         return "\n".join(lines)
@@ -148,5 +153,5 @@ def run(options: RunOptions) -> RunResult:
             np.savez(stream, actions=actions)
     mean = {name: float(np.mean([row[name] for row in seconds])) for name in seconds[0]}
     return RunResult(
-        kind, backend, actions, mean, load, memory.peak(), options.stats, options.output
-    )  # fmt: skip
+        kind, backend, actions, mean, load, memory.peak(), options.stats, options.output, options.in_process
+    )

@@ -27,7 +27,8 @@ from npukit.sim.statistics import Paired
 from npukit.verbs import options as o
 from npukit.verbs.options import arg, like, opt, verb
 
-DEFAULT_SEED = 100_000  # demonstrations count from 0: the same numbers are not used for both
+# Apart from demonstrations' seeds: `demonstrations.record` begins at 0, the committed policy's data at 10,000,000.
+DEFAULT_SEED = 100_000
 _WIDTH = 48  # letters of a name in the table
 
 
