@@ -2,9 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """`python -m tools.tflite_coverage`: every builtin operator against LiteRT's interpreter; writes the table.
 
-Each operator of the schema is tried with the cases of tools/tflite_cases.py, in float32 and, where LiteRT has a kernel
-for it, in int8: converted, run on QNN CPU and as raised ONNX, and compared with what LiteRT's reference kernels
-compute.
+Each operator of the schema is tried with the cases of tools/tflite_cases.py in float32, in int8 with those that have
+such a form, else with the int8 models of tests/data/tflite that hold it: converted, run on QNN CPU and as raised ONNX,
+and compared with what LiteRT's reference kernels compute.
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 
 from npukit.errors import NpukitError
-from npukit.frontends.tflite.flatfile import builtin_names
+from npukit.frontends.tflite.flatfile import builtin_names, read_content
 from npukit.frontends.tflite.registry import CUSTOM, READERS, reason
 from tools.tflite_cases import Array, Case, Fixed, State
 from tools.tflite_cases_moves import CASES
@@ -38,6 +39,7 @@ SHARED = frozenset(
     )
 )  # fmt: skip
 PATHS = ("raise", "cpu")
+STORED = Path(__file__).parents[1] / "tests" / "data" / "tflite"
 
 
 @dataclass(frozen=True)
@@ -159,11 +161,44 @@ def trial(case: Case, *, integer: bool = False) -> Trial:
 
 def trials(code: str, *, integer: bool = False) -> Iterator[Trial]:
     """All trials of an operator."""
-    for case in CASES.get(code, []):
-        if case.integer or not integer:
-            yield trial(case, integer=integer)
+    cases = [case for case in CASES.get(code, []) if case.integer or not integer]
+    for case in cases:
+        yield trial(case, integer=integer)
+    if integer and not cases:
+        yield from stored().get(code, [])
     for content, feeds in [] if integer else MODELS.get(code, []):
         yield Trial(content, feeds, interpret(content, feeds))
+
+
+@functools.cache
+def stored() -> dict[str, list[Trial]]:
+    """The int8 models that TensorFlow's converter wrote (tests/data/tflite/make.py), by the operators that they hold.
+
+    Those count that read or write int8, but not the ones that turn codes into floats and back.
+    """
+    parts: dict[str, dict[str, dict[str, Array]]] = {}
+    for path in sorted(STORED.glob("ops_int8_?.npz")):
+        with np.load(path) as arrays:
+            for key in arrays.files:
+                name, side, *port = key.split("/", 2)
+                parts.setdefault(name, {}).setdefault(side, {})["".join(port)] = arrays[key]
+    found: dict[str, list[Trial]] = {}
+    for part in parts.values():
+        one = Trial(part["model"][""].tobytes(), part["in"], part["out"])
+        for code in _integer_operators(one.content):
+            found.setdefault(code, []).append(one)
+    return found
+
+
+def _integer_operators(content: bytes) -> set[str]:
+    graphs = read_content(content).subgraphs
+    return {
+        op.code
+        for graph in graphs
+        for op in graph.ops
+        if op.code not in ("QUANTIZE", "DEQUANTIZE")
+        and any(graph.tensors[i].dtype == ir.DataType.INT8 for i in (*op.inputs, *op.outputs) if i >= 0)
+    }
 
 
 def lowered(content: bytes, path: str) -> Any:
@@ -246,8 +281,11 @@ PAGE = """# TensorFlow Lite operators
 {supported} of the {count} builtin operators of the schema (package `tflite` {version}) are converted; {plain} of the
 {plain_count} that are not StableHLO's. Each was tried with three sets of parameters against {litert}'s reference
 kernels, on QNN CPU and as raised ONNX on ONNX Runtime: float32 to 1e-5, integers exactly, int8 within one step. A cell
-is how many of the sets hold; a dash: there is no such form, or LiteRT has no kernel for it. Custom operators that are
-read: {custom}.
+is how many of the sets hold. In int8 these are the sets that have an int8 form; where none has one, the int8 models of
+`tests/data/tflite` that hold the operator, with what TensorFlow Lite's interpreter gave for them. A dash: int8 was not
+tried here, which does not say that there is no such form: SQUEEZE, for one, has it, and an integer
+UNIDIRECTIONAL_SEQUENCE_LSTM [is converted](guides/tflite.md) and tested apart. Custom operators that are read:
+{custom}.
 
 | operator | float32, QNN CPU | float32, raised | int8, QNN CPU | int8, raised | note |
 | --- | --- | --- | --- | --- | --- |
