@@ -5,6 +5,9 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
+import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -244,52 +247,69 @@ def test_deeplab_from_picture_to_map(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert "map of 100 x 60: background" in result.to_text()
 
 
-def _detector() -> None:
-    """ssd.onnx: two boxes, the better one around the upper left, with the output names of the SDK's page."""
-    pre = "Postprocessor/BatchMultiClassNonMaxSuppression_"
-    text = """<ir_version: 8, opset_import: ["": 17]> g (float[1, 300, 300, 3] image) =>
-      (float[1, 2, 4] boxes, float[1, 2] scores, float[1, 2] zero, float[1, 2] detection_classes)
-      { mean = ReduceMean <axes = [1, 2, 3], keepdims = 0> (image) none = Mul (mean, nil) boxes = Add (none, places)
+WHAT = ("boxes", "scores", "classes")
+NMS = "Postprocessor/BatchMultiClassNonMaxSuppression_"
+
+
+def detector(path: Path) -> None:
+    """A detector of two boxes, the better one around the upper left, with both sets of names of the SDK's page.
+
+    White pictures give scores of sigmoid(1) and a fifth of it.
+    """
+    text = """<ir_version: 8, opset_import: ["": 17]> g (float[1, 300, 300, 3] image_tensor) =>
+      (float[1, 2, 4] detection_boxes, float[1, 2] detection_scores, float[1, 2] detection_classes,
+       float[1, 2, 4] boxes, float[1, 2] scores, float[1, 2] zero) {
+        scaled = Mul (image_tensor, rate) sub = Sub (scaled, one)
+        mean = ReduceMean <axes = [1, 2, 3], keepdims = 0> (sub) none = Mul (mean, nil) boxes = Add (none, places)
         share = Sigmoid (mean) scores = Mul (share, rates) zero = Add (none, kinds)
-        detection_classes = Add (zero, plus) }"""
+        detection_boxes = Identity (boxes) detection_scores = Identity (scores) detection_classes = Add (zero, one) }"""
     parsed = onnx.parser.parse_model(text)
-    names = {"boxes": f"{pre}boxes", "scores": f"{pre}scores", "zero": f"{pre}classes"}
+    names = {"boxes": f"{NMS}boxes", "scores": f"{NMS}scores", "zero": f"{NMS}classes", "sub": "Preprocessor/sub"}
     for node in parsed.graph.node:
         node.input[:] = [names.get(name, name) for name in node.input]
         node.output[:] = [names.get(name, name) for name in node.output]
     for value in parsed.graph.output:
         value.name = names.get(value.name, value.name)
     constants = {
+        "rate": np.array([0.00784313771874], np.float32),
+        "one": np.ones(1, np.float32),
         "nil": np.zeros(1, np.float32),
         "places": np.array([[[0, 0, 0.5, 0.25], [0, 0, 1, 1]]], np.float32),
         "rates": np.array([[1.0, 0.2]], np.float32),
         "kinds": np.array([[1, 0]], np.float32),
-        "plus": np.ones(1, np.float32),
     }
     for name, array in constants.items():
         parsed.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
-    onnx.save(parsed, "ssd.onnx")
+    onnx.save(parsed, path)
 
 
 @pytest.mark.native
-def test_mobilenet_ssd_from_picture_to_boxes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("prefix", "offset"), [("detection_", 1), (NMS, 0)])
+def test_mobilenet_ssd_from_picture_to_boxes(
+    prefix: str, offset: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
-    _detector()
+    detector(Path("ssd.onnx"))
     Image.fromarray(np.full((120, 200, 3), 255, np.uint8)).save("white.png")
-    recipe = yaml.safe_load((RECIPES / "mobilenet_ssd.yaml").read_text())
-    recipe["postprocessing"]["labels"] = ["person", "bicycle"]
-    Path("ssd.yaml").write_text(yaml.safe_dump(recipe))
-    npukit.convert("ssd.onnx", target="qnn-cpu", random=1, in_process=True)
-    for classes, offset in (("detection_classes", 1), ("Postprocessor/BatchMultiClassNonMaxSuppression_classes", 0)):
-        recipe["postprocessing"] |= {"classes": classes, "class_offset": offset}
-        result = npukit.run(
-            "ssd.dlc", inputs=["white.png"], preprocessing="ssd.yaml", postprocessing=recipe["postprocessing"],
-            in_process=True,
-        )  # fmt: skip
-        (box,) = result.results[0]["boxes"]
-        assert (box["label"], box["class"]) == ("bicycle", 1 + offset)
-        assert box["score"] == pytest.approx(1 / (1 + np.exp(-(255 * 0.00784313771874 - 1))), rel=1e-5)
-        np.testing.assert_allclose(box["box"], [0, 0, 50, 60], atol=1e-3)
+    if offset:
+        recipe = (RECIPES / "mobilenet_ssd.yaml").read_text()
+    else:  # the line of docs/guides/pre-and-post-processing.md
+        guide = (RECIPES.parents[1] / "docs" / "guides" / "pre-and-post-processing.md").read_text()
+        (line,) = re.findall(r"^sed .*?\.yaml$", guide.replace("\\\n", ""), re.MULTILINE)
+        command = line.partition(" > ")[0].replace("recipes/", f"{RECIPES}/")
+        recipe = subprocess.run(shlex.split(command), check=True, capture_output=True, text=True).stdout
+    steps = yaml.safe_load(recipe)
+    steps["postprocessing"]["labels"] = ["person", "bicycle"]
+    npukit.convert(
+        "ssd.onnx", target="qnn-cpu", random=1, in_process=True, preprocessing=steps,
+        inputs=["Preprocessor/sub=1,300,300,3"], outputs=[f"{prefix}{name}" for name in WHAT],
+    )  # fmt: skip
+    result = npukit.run("ssd.dlc", inputs=["white.png"], in_process=True)
+    assert set(result.outputs[0]) == {f"{prefix}{name}" for name in WHAT}
+    (box,) = result.results[0]["boxes"]
+    assert (box["label"], box["class"]) == ("bicycle", 1 + offset)
+    assert box["score"] == pytest.approx(1 / (1 + np.exp(-(255 * 0.00784313771874 - 1))), rel=1e-5)
+    np.testing.assert_allclose(box["box"], [0, 0, 50, 60], atol=1e-3)
 
 
 @pytest.mark.native

@@ -7,6 +7,7 @@
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -14,7 +15,11 @@ RNG = np.random.default_rng(0)
 
 
 def make_onnx() -> None:
-    """bvlc_alexnet/model.onnx: five convolutions, three pools, dense layers; and pictures for it."""
+    """bvlc_alexnet/model.onnx: five convolutions, three pools, dense layers; and pictures for it.
+
+    Beside it the same network as symbolic.onnx (open dimensions), half.onnx (float16) and partly.onnx (the weights of
+    its convolutions quantized, nothing else).
+    """
     import onnx
 
     text = """<ir_version: 8, opset_import: ["": 17]>
@@ -34,12 +39,60 @@ def make_onnx() -> None:
         model.graph.initializer.append(onnx.numpy_helper.from_array(np.zeros(shape[0], np.float32), f"b{i}"))
     Path("bvlc_alexnet").mkdir(exist_ok=True)
     onnx.save(model, "bvlc_alexnet/model.onnx")
+    variants = {"symbolic": make_symbolic, "half": make_half, "partly": make_partly_quantized}
+    for name, change in variants.items():
+        variant = onnx.ModelProto.FromString(model.SerializeToString())
+        change(variant)
+        onnx.save(variant, f"bvlc_alexnet/{name}.onnx")
     names = []
     for i in range(8):
         names.append(f"pictures/{i}.raw")
         Path("pictures").mkdir(exist_ok=True)
         Path(names[-1]).write_bytes(RNG.normal(size=(1, 3, 64, 64)).astype(np.float32).tobytes())
-    Path("image_file_list.txt").write_text("\n".join(names) + "\n")
+    # the lines before the files choose the outputs of snpe-net-run
+    Path("image_file_list.txt").write_text("\n".join(["#s", "%prob_1", *names]) + "\n")
+
+
+def make_symbolic(model: Any) -> None:
+    """Leave the batch, height and width of the input open."""
+    opened = ((model.graph.input[0], {0: "batch", 2: "height", 3: "width"}), (model.graph.output[0], {0: "batch"}))
+    for value, names in opened:
+        for axis, name in names.items():
+            value.type.tensor_type.shape.dim[axis].dim_param = name
+
+
+def make_half(model: Any) -> None:
+    """Everything float16."""
+    import onnx
+
+    for tensor in model.graph.initializer:
+        half = onnx.numpy_helper.to_array(tensor).astype(np.float16)
+        tensor.CopyFrom(onnx.numpy_helper.from_array(half, tensor.name))
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.elem_type = onnx.TensorProto.FLOAT16
+
+
+def make_partly_quantized(model: Any) -> None:
+    """The weights of the convolutions are int8 with a scale per output channel; the rest stays float."""
+    import onnx
+
+    kept, nodes = [], []
+    for tensor in model.graph.initializer:
+        weight = onnx.numpy_helper.to_array(tensor)
+        if weight.ndim != 4:
+            kept.append(tensor)
+            continue
+        name = tensor.name
+        scale = (np.abs(weight).max((1, 2, 3)) / 100).astype(np.float32)  # wider than the weights need
+        codes = np.rint(weight / scale[:, None, None, None]).astype(np.int8)
+        for part, value in (("codes", codes), ("scale", scale), ("zero", np.zeros(len(scale), np.int8))):
+            kept.append(onnx.numpy_helper.from_array(value, f"{name}_{part}"))
+        parts = [f"{name}_{part}" for part in ("codes", "scale", "zero")]
+        nodes.append(onnx.helper.make_node("DequantizeLinear", parts, [name], axis=0))
+    nodes += model.graph.node
+    del model.graph.initializer[:], model.graph.node[:]
+    model.graph.initializer.extend(kept)
+    model.graph.node.extend(nodes)
 
 
 def make_pytorch() -> None:
@@ -98,8 +151,9 @@ def make_tensorflow() -> None:
         y = tf.reduce_mean(conv(conv(x, 8, 8, "FeatureExtractor/a"), 8, 8, "FeatureExtractor/b"), [1, 2])
         pre = "Postprocessor/BatchMultiClassNonMaxSuppression"
         dense = tf.constant(RNG.normal(size=(8, 16)).astype(np.float32))
-        boxes = tf.reshape(tf.sigmoid(y @ dense), (1, 4, 4), name=f"{pre}_boxes")
-        scores = tf.sigmoid(y @ dense[:, :4], name=f"{pre}_scores")
+        sides = tf.reshape(tf.sigmoid(y @ dense), (1, 4, 4)) * 0.5
+        boxes = tf.concat([sides[:, :, :2], sides[:, :, :2] + sides[:, :, 2:]], 2, name=f"{pre}_boxes")
+        scores = tf.sigmoid(y @ tf.constant(RNG.normal(size=(8, 4)).astype(np.float32)), name=f"{pre}_scores")
         classes = tf.add(tf.round(scores * 3), 0.0, name=f"{pre}_classes")
         tf.identity(boxes, name="detection_boxes")
         tf.identity(scores, name="detection_scores")
