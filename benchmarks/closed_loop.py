@@ -27,6 +27,31 @@ CHECKPOINT = Path("training/checkpoint")
 SEED = 100_000  # training used seeds from 10,000,000 on
 RECORDED, CALIBRATED = (SEED + 50_000, 500), (SEED + 90_000, 64)  # first seed and number of observations
 EXACT, PRESET = "torch", "w8a16"
+INT8 = "ort-int8"
+JOINTS = ("along x", "along y", "along z", "about x", "about y", "about z", "gripper")  # what an action's numbers move
+
+
+@dataclass(frozen=True)
+class Judged:
+    """How far a side's actions are from PyTorch's on recorded observations.
+
+    Attributes:
+        name: key of `_JUDGED`.
+        facts: of `npukit.policies.parity.difference`.
+        joints: of each of an action's numbers the mean error, as a share of its range.
+        last: the same of a chunk's last action.
+        flips: share of the steps in which the gripper is told the opposite.
+        spans: the ranges, in units of the action.
+        count: observations.
+    """
+
+    name: str
+    facts: dict[str, Any]
+    joints: Any
+    last: Any
+    flips: float
+    spans: Any
+    count: int
 
 
 @dataclass(frozen=True)
@@ -48,7 +73,7 @@ class Side:
     ablation: str = ""
 
 
-# Precisions of the three components; "" is all of them.
+# Precisions of the three components for the NPU, the first of all of them; of `INT8` for ONNX Runtime.
 PACKAGES: dict[str, tuple[str, ...]] = {
     "w8a16": ("w8a16",),
     "w8a8": ("w8a8",),
@@ -58,10 +83,12 @@ PACKAGES: dict[str, tuple[str, ...]] = {
     "w8a8-vision": ("w8a16", "vision_encoder=w8a8"),
     "w8a8-head": ("w8a16", "action_head=w8a8"),
     "float16-head": ("w8a16", "action_head=float16"),
+    INT8: ("int8",),
 }
 SIDES: dict[str, Side] = {
     EXACT: Side("PyTorch float32", "", "", 84),
     "ort": Side("ONNX Runtime float32", PRESET, "ort", 84),
+    INT8: Side("8-bit weights, ONNX Runtime", INT8, "ort", 84),
     "w8a16": Side("W8A16, simulated", PRESET, "sim", 84),
     "w8a8": Side("W8A8, simulated", "w8a8", "sim", 84),
     "w4a16": Side("W4A16, simulated", "w4a16", "sim", 84),
@@ -73,7 +100,8 @@ SIDES: dict[str, Side] = {
 _JUDGED = {  # what is compared on recorded observations: name -> (package, backend)
     "ort": (PRESET, "ort"),
     "qnn-cpu": (PRESET, "qnn-cpu"),
-    **{name: (name, "sim") for name in PACKAGES},
+    INT8: (INT8, "ort"),
+    **{name: (name, "sim") for name in PACKAGES if name != INT8},
     "emulator": (PRESET, "qnn-htp"),
 }
 
@@ -96,6 +124,9 @@ def main(arguments: list[str] | None = None) -> int:
     calibration = _record(folder, *CALIBRATED)
     wanted = [_JUDGED[name][0] for name in options.judged] + [SIDES[name].package for name in options.sides]
     for name in sorted(set(wanted) & set(PACKAGES)):
+        if name == INT8:
+            _export(folder, name, ("--backend", "ort", "--precision", "int8"))
+            continue
         given = [f"--precision=qnn-htp={PACKAGES[name][0]}", *(f"--precision={text}" for text in PACKAGES[name][1:])]
         backends = ("ort", "qnn-cpu", "qnn-htp") if name == PRESET else ("qnn-htp",)
         asked = [part for backend in backends for part in ("--backend", backend)]
@@ -227,10 +258,9 @@ def _record(folder: Path, seed: int, count: int) -> Path:
     return path
 
 
-def _judge(folder: Path, recorded: Path, names: list[str]) -> list[tuple[Any, ...]]:
+def _judge(folder: Path, recorded: Path, names: list[str]) -> list[Judged]:
     """Of each side the error of its actions against PyTorch's, over all recorded observations."""
     from npukit.policies import observations
-    from npukit.policies.parity import difference
 
     exact = folder / f"{recorded.stem}.torch.npz"
     if not exact.exists():
@@ -249,15 +279,26 @@ def _judge(folder: Path, recorded: Path, names: list[str]) -> list[tuple[Any, ..
         if not path.exists():
             command = ["policy", "run", str(folder / package), "--observations", str(recorded), "--backend", backend]
             _npukit(folder, *command, "--threads", "1", "-o", str(path))
-        got = np.load(path)["actions"]
-        found = difference(want, got)
-        span = np.where(np.ptp(want, axis=(0, 1)) > 0, np.ptp(want, axis=(0, 1)), 1.0)
-        joints = np.abs(want - got).mean(axis=(0, 1)) / span
-        last = np.abs(want[:, -1] - got[:, -1]).mean(axis=0) / span
-        middle = (want[..., -1].max() + want[..., -1].min()) / 2
-        flips = np.mean((want[..., -1] > middle) != (got[..., -1] > middle))
-        rows.append((name, found, joints, last, flips))
+        rows.append(judge(name, want, np.load(path)["actions"]))
     return rows
+
+
+def judge(name: str, want: Any, got: Any) -> Judged:
+    """Compare actions float32 [observations, chunk, numbers] with PyTorch's."""
+    from npukit.policies.parity import difference
+
+    spans = np.ptp(want, axis=(0, 1))
+    safe = np.where(spans > 0, spans, 1.0)
+    middle = (want[..., -1].max() + want[..., -1].min()) / 2
+    return Judged(
+        name,
+        difference(want, got),
+        np.abs(want - got).mean(axis=(0, 1)) / safe,
+        np.abs(want[:, -1] - got[:, -1]).mean(axis=0) / safe,
+        float(np.mean((want[..., -1] > middle) != (got[..., -1] > middle))),
+        spans,
+        len(want),
+    )
 
 
 # ---------------------------------------------------------------- playing
@@ -291,17 +332,23 @@ def _play_here(folder: Path, results: Path, episodes: int) -> None:
 # ---------------------------------------------------------------- the page
 
 
-def markdown(folder: Path, sides: list[str], judged: list[tuple[Any, ...]]) -> str:
-    """The tables."""
+def markdown(folder: Path, sides: list[str], judged: list[Judged]) -> str:
+    """The page.
+
+    Args:
+        folder: where the episodes are.
+        sides: of `SIDES`, those that were played.
+        judged: of `_judge`.
+    """
     import mujoco
 
     from npukit.sim import evaluate
 
     found = pages.machine()
     played = {name: evaluate.read(folder / f"episodes-{name}") for name in sides}
+    totals = {name: evaluate.summarize(played[name])[1] for name in sides}
     rows = []
-    for name in sides:
-        total = evaluate.summarize(played[name])[1]
+    for name, total in totals.items():
         paired = ""
         if name != EXACT and EXACT in played and not SIDES[name].ablation:
             it = evaluate.compare(played[EXACT], played[name])
@@ -309,18 +356,14 @@ def markdown(folder: Path, sides: list[str], judged: list[tuple[Any, ...]]) -> s
         interval = f"{100 * total.low:.1f} to {100 * total.high:.1f} %"
         steps = "" if total.steps is None else f"{total.steps:.1f}"
         rows.append((SIDES[name].what, f"{total.successes} of {total.episodes}", interval, paired, steps))
-    errors = [
-        (name, ", ".join(PACKAGES[_JUDGED[name][0]]) if _JUDGED[name][1] in ("sim", "qnn-htp") else "float32",
-         f"{facts['share']:.1e}", f"{facts['sqnr_db']:.1f}", f"{100 * joints.mean():.3f}", f"{100 * joints.max():.3f}",
-         f"{100 * last.mean():.3f}", f"{100 * flips:.2f}")
-        for name, facts, joints, last, flips in judged
-    ]  # fmt: skip
+    same = len({total.rate for name, total in totals.items() if not SIDES[name].ablation}) == 1
     lines = [
         "# The small policy in closed loop",
         "",
         "Written by `make bench-closed-loop`: the policy of `training/checkpoint` (1.35 million parameters) in the",
         f"light scene, twelve tasks, seeds from {SEED:,}, which training never used. Episodes are paired:",
-        "one scene and one noise, whatever runs the network.",
+        "one scene and one noise, whatever runs the network. What an earlier run has played is kept; the date is the",
+        "page's.",
         "",
         f"{found['date']}; {found['cpu']}, {found['cores']} cores; {found['system']}; Python {found['python']}; "
         f"npukit {found['npukit']}, MuJoCo {mujoco.__version__}.",
@@ -330,20 +373,65 @@ def markdown(folder: Path, sides: list[str], judged: list[tuple[Any, ...]]) -> s
         *pages.table(
             ("what runs it", "success", "95 % interval", "against PyTorch: interval, discordant pairs", "steps"), rows
         ),
+        *(["", "The scene is too easy to tell precisions apart by success; the errors below do."] if same else []),
         "",
         "## Error of the actions",
         "",
-        "On recorded observations, against PyTorch with the same noise; percent of each number's range: the mean over",
-        "all numbers, that of the worst joint, that of a chunk's last action; and the share of steps in which the",
-        "gripper is told the opposite. `emulator` is Qualcomm's HTP emulator, other quantized rows are simulations.",
+        *(error_tables(judged) if judged else ["Not measured."]),
+        "",
+        *_advice(judged),
+    ]
+    return "\n".join(lines)
+
+
+def error_tables(judged: list[Judged]) -> list[str]:
+    """Each side's error as a whole, and of each of an action's numbers."""
+    whole = [
+        (one.name, _precision(one.name), f"{one.facts['share']:.1e}", f"{one.facts['sqnr_db'] or np.inf:.1f}",
+         f"{100 * one.joints.mean():.3f}", f"{100 * one.joints.max():.3f}", f"{100 * one.last.mean():.3f}",
+         f"{100 * one.flips:.2f}")
+        for one in judged
+    ]  # fmt: skip
+    each = [(one.name, *(f"{100 * value:.3f}" for value in one.joints)) for one in judged]
+    spans = ("PyTorch's range", *(f"{value:.3g}" for value in judged[0].spans))
+    return [
+        f"On {judged[0].count:,} recorded observations, against PyTorch with the same noise; percent of each number's",
+        "range: the mean over all numbers, that of the worst joint, that of a chunk's last action; and the share of",
+        f"steps in which the gripper is told the opposite. `ort` and `{INT8}` are ONNX Runtime, in float32 and with",
+        "8-bit weights; `emulator` is Qualcomm's HTP emulator; other quantized rows are simulations.",
         "",
         *pages.table(
             ("side", "precision", "max error / range", "SQNR, dB", "mean, %", "worst joint, %", "last action, %",
-             "gripper flips, %"), errors
+             "gripper flips, %"), whole
         ),
         "",
+        "The mean error of each of an action's numbers, in percent of its range: how the hand moves along x, y and z,",
+        "how it turns about them, and the gripper. The first row is the range, in units of the action. The arm cannot",
+        "turn about x and y: the policy says next to nothing there, and an error has no effect, whatever its share.",
+        "",
+        *pages.table(("side", *JOINTS), [spans, *each]),
     ]  # fmt: skip
-    return "\n".join(lines)
+
+
+def _precision(name: str) -> str:
+    """Of a judged side, as `--precision` has it."""
+    package, backend = _JUDGED[name]
+    return ", ".join(PACKAGES[package]) if package == INT8 or backend in ("sim", "qnn-htp") else "float32"
+
+
+def _advice(judged: list[Judged]) -> list[str]:
+    """Which precision to begin with on the NPU, by SQNR: one for all components, and what is better than that."""
+    found = {one.name: float(one.facts["sqnr_db"]) for one in judged if _JUDGED[one.name] == (one.name, "sim")}
+    plain = [name for name in found if len(PACKAGES[name]) == 1]
+    if not plain:
+        return []
+    first, best = max(plain, key=found.__getitem__), max(found, key=found.__getitem__)
+    begin = f"So on the NPU `--precision {PACKAGES[first][0]}` is the one to begin with ({found[first]:.1f} dB)"
+    if best == first:
+        return [f"{begin}.", ""]
+    left = 100 * 10 ** ((found[first] - found[best]) / 20)
+    more = f"`--precision {PACKAGES[best][-1]}` beside it, where the chip has it, brings {found[best]:.1f} dB"
+    return [f"{begin};", f"{more}, {left:.0f} % of the error.", ""]
 
 
 if __name__ == "__main__":
