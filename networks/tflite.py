@@ -26,6 +26,7 @@ from npukit.frontends.tflite.flatfile import read_file
 from npukit.runtime.session import Session
 
 CHIP = "sm8650"
+ALIVE = 0.9
 Array = np.ndarray[Any, Any]
 HEAD = (
     "network", "kind", "operators", "parameters", "convert s", "QNN ops", "transposes", "samples", "nearest pair",
@@ -42,13 +43,14 @@ alpha 0.35, digits enlarged to 128x128) and `tcn` (digits row after row) on scik
 1,797 held out; `super_resolution` on scikit-learn's two photographs, the right third of both held out, in 128 patches
 that overlap. The others have random weights, their norms' statistics taken from data.
 
-SQNR is that of all samples together, the cosine that of the worst one. *Nearest pair* is the largest cosine between the
-outputs of two samples, *transposes* are those in the QNN graph. Three backends are compared: QNN CPU; *raised*, the
-artifact for QNN CPU on ONNX Runtime; HTP, the emulator ({chip}). *Kernels* are LiteRT's own reference kernels against
-its default ones: what rounding alone comes to in that network; [the guide](../guides/tflite.md#what-was-measured) says
-what single operators differ by. *Right* is what LiteRT, QNN CPU and HTP make of the truth: the share of right answers,
-or for super-resolution the peak signal-to-noise ratio in dB. Integer outputs are compared as the real numbers that they
-stand for.
+SQNR is that of all samples together, the cosine that of the worst one. *Nearest pair* is the largest cosine between
+what LiteRT gives for two samples, for the output where it is smallest (alive: below {alive:g}; of a trained network
+samples of one class are alike, so it is not asked of them). *Transposes* are those in the QNN graph. Three backends are
+compared: QNN CPU; *raised*, the artifact for QNN CPU on ONNX Runtime; HTP, the emulator ({chip}). *Kernels* are
+LiteRT's own reference kernels against its default ones: what rounding alone comes to in that network;
+[the guide](../guides/tflite.md#what-was-measured) says what single operators differ by. *Right* is what LiteRT, QNN CPU
+and HTP make of the truth: the share of right answers, or for super-resolution the peak signal-to-noise ratio in dB.
+Integer outputs are compared as the real numbers that they stand for.
 
 Asked for: float32 and float16 cosine 0.9999 on QNN CPU; int8 and int16 top-1 agreement 99 % and 30 dB; dynamic range
 (LiteRT rounds activations while it runs, the artifact does not) 20 dB.
@@ -124,7 +126,7 @@ def measure(path: Path, name: str, kind: str, samples: dict[str, Array]) -> Row:
         with Session(path) as interpreter:
             feeds = _feeds(interpreter, samples, count)
             wanted = _run(interpreter, feeds)
-            row.cells["nearest pair"] = f"{min(_nearest(w) for w in wanted.values()):.2f}"
+            _alive(row, min(_nearest(w) for w in wanted.values()), answers)
         with tempfile.TemporaryDirectory() as folder:
             _backends(row, path, kind, feeds, wanted, answers, Path(folder))
         if kind in ("int8", "int16") and (kernels := _reference_kernels(path, feeds, list(wanted))):
@@ -170,6 +172,14 @@ def _backends(
         right.append(answers.right(found))
     if all(right):
         row.cells["right"] = " ".join(right)
+
+
+def _alive(row: Row, nearest: float, answers: Answers) -> None:
+    """Different inputs give different outputs; those of a trained network are what they have to be."""
+    row.cells["nearest pair"] = f"{nearest:.2f}"
+    trained = answers.labels is not None or answers.truth is not None
+    if not trained and not nearest < ALIVE:  # NaN is not alive either
+        row.failed.append(f"it is not alive: {nearest:.4f}")
 
 
 def _judge(row: Row, where: str, sqnr: float, top: str) -> None:
@@ -278,7 +288,9 @@ def _page(lines: str, rows: list[Row]) -> str:
     described = f"{here['cpu'] or platform.machine()}, {here['cores']} cores, Python {here['python']}"
     missed = [f"- {r.cells['network']}, {r.cells['kind']}: {'; '.join(r.failed)}{_own(r)}" for r in rows if r.failed]
     failed = "\nNot met:\n\n" + "\n".join(missed) + "\n" if missed else ""
-    return PAGE.format(table=lines, failed=failed, chip=CHIP, machine=described, date=here["date"], versions=versions)
+    return PAGE.format(
+        table=lines, failed=failed, chip=CHIP, alive=ALIVE, machine=described, date=here["date"], versions=versions
+    )
 
 
 def _say(text: str) -> None:

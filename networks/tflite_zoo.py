@@ -47,8 +47,12 @@ def images(count, size, channels=3, low=-1.0, seed=1):
     return (low + (1 - low) * total).astype(np.float32)
 
 
-def enliven(model, batch, classifier=True):
-    """Random norms, their statistics from `batch`, and a last layer that does not answer all alike."""
+def enliven(model, batch, classifier=True, directions=0):
+    """Random norms, their statistics from `batch`, and a last layer that does not answer all alike.
+
+    `directions`: how many of those that hold most of the features of `batch` it does not look at, where they would hide
+    all others.
+    """
     random = np.random.default_rng(5)
     residual = {node.operation.name for layer in model.layers if isinstance(layer, L.Add)
                 for node in _sources(layer)}  # fmt: skip
@@ -75,7 +79,9 @@ def enliven(model, batch, classifier=True):
         for share in (0.0, 0.5, 0.7, 0.8, 0.9, 1.0):
             if nearest_pair(features[:12] @ (kernel - share * along)) < 0.88:
                 break
-        last.kernel.assign(kernel - share * along)
+        kernel = kernel - share * along
+        main = np.linalg.svd(features, full_matrices=False)[2][:directions]
+        last.kernel.assign(kernel - main.T @ (main @ kernel))
 
 
 def nearest_pair(rows):
@@ -100,12 +106,12 @@ def _sources(layer):
     return [tensor._keras_history for node in layer._inbound_nodes for tensor in node.input_tensors]
 
 
-def application(make, size, **more):
+def application(make, size, directions=0, **more):
     """One of tf.keras.applications."""
 
     def build():
         model = make(weights=None, input_shape=(size, size, 3), classes=200, classifier_activation=None, **more)
-        enliven(model, images(24, size, seed=2))
+        enliven(model, images(24, size, seed=2), directions=directions)
         return model, images(16, size)
 
     return build
@@ -369,6 +375,9 @@ def ssd():
     model = keras.Model(inputs, [L.Concatenate(axis=1)(boxes),
                                  L.Activation("sigmoid")(L.Concatenate(axis=1)(scores))])  # fmt: skip
     enliven(model, images(16, 160, seed=2), classifier=False)
+    for layer in model.layers:
+        if isinstance(layer, L.Conv2D) and layer.filters == 24:
+            layer.kernel.assign(2 * layer.kernel)  # boxes that follow the picture more than their anchors
     anchors = tf.constant(np.array(grid, np.float32))
 
     @tf.function(experimental_implements=POST)
@@ -450,7 +459,7 @@ NETWORKS = {
     "efficientnet_b0": (application(applications.EfficientNetB0, 128), ("float32", "float16")),
     "resnet50_v2": (application(applications.ResNet50V2, 128), ("float32",)),
     "densenet121": (application(applications.DenseNet121, 96), ("float32",)),
-    "xception": (application(applications.Xception, 128), ("float32",)),
+    "xception": (application(applications.Xception, 128, directions=3), ("float32",)),
     "deeplab": (deeplab, ("float32", "float16", "int8")),
     "ssd": (ssd, ("float32",)),
     "super_resolution": (super_resolution, ALL),

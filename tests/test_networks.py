@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import npukit
-from networks import NETWORKS, Network, build
+from networks import NETWORKS, Network, build, tflite
 from networks.catalogue import samples
 from networks.measure import Made, compile_for_htp, convert, liveliness, verified, write_samples
 from npukit.artifacts import dlc
@@ -57,6 +57,19 @@ def test_a_network_is_alive(network: Network, tmp_path: Path) -> None:
     model = build(network, "small", tmp_path / "model.onnx")
     for name, cosine in liveliness(model, samples(network, "small", COUNT)).items():
         assert cosine < 0.9, name
+
+
+def test_a_tflite_network_that_answers_all_alike_is_listed() -> None:
+    labels, unknown = tflite.Answers(np.zeros(4), None), tflite.Answers(None, None)
+    for nearest, answers, failed in (
+        (0.899, unknown, []),
+        (0.9, unknown, ["it is not alive: 0.9000"]),
+        (float("nan"), unknown, ["it is not alive: nan"]),
+        (1.0, labels, []),  # samples of one class are alike
+    ):
+        row = tflite.Row({})
+        tflite._alive(row, nearest, answers)
+        assert (row.cells["nearest pair"], row.failed) == (f"{nearest:.2f}", failed)
 
 
 @EACH
