@@ -27,17 +27,30 @@ from benchmarks import pages
 THREADS = 2
 PEER = "torch-sdpa"
 EXACT = "torch-eager"
+CHIP = "sm8650"
 BLOCK = "w8a16-block"  # one layer of each component (two of the language model, of either kind) at full width
 # Package -> what is asked of `npukit policy export`; and what runs of it.
 PACKAGES: dict[str, tuple[str, ...]] = {
     "float32": ("--backend=ort", "--backend=qnn-cpu"),
     "int8": ("--backend=ort", "--precision=int8"),
-    "float16": ("--backend=qnn-htp", "--precision=float16", "--target=sm8650"),
-    "w8a16": ("--backend=qnn-htp", "--precision=w8a16", "--target=sm8650"),
+    "float16": ("--backend=qnn-htp", "--precision=float16", f"--target={CHIP}"),
+    "w8a16": ("--backend=qnn-htp", "--precision=w8a16", f"--target={CHIP}"),
     BLOCK: ("--backend=qnn-htp", "--precision=w8a16", "--emulator-seconds=1200"),
 }
 OURS = {"ort": ("float32", "ort"), "ort-int8": ("int8", "ort"), "qnn-cpu": ("float32", "qnn-cpu")}
 SIDES = (EXACT, PEER, "torch-bfloat16", *OURS)
+EQUAL = 1e-4  # largest error of equal accuracy, as a share of the chunk's range
+MEMORY = {"ort": 3.0, "qnn-cpu": 3.0, "ort-int8": 1.2}  # goals, GB
+# On disk at once, full size: 1.2 GB of checkpoint, 0.3 of the block's, 4.4, 0.7, 1.1, 0.6 and 0.1 of packages, and
+# while one is made again 4.4 more: its float32 models and DLCs beside what is kept.
+DISK = "14 GB"
+ABOUT = {  # said of a package in its section
+    "w8a16": ("A whole chunk is simulated (`sim`): on Qualcomm's emulator it would take hours.",),
+    BLOCK: (
+        "The network has one layer of the vision encoder's kind and one of the action head's, and two of the language",
+        "model's, at full width; it runs on Qualcomm's HTP emulator.",
+    ),
+}
 CALIBRATED = 8
 BLOCK_CHECKPOINT = "block-checkpoint"
 
@@ -47,10 +60,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.smolvla", description=__doc__)
     parser.add_argument("--checkpoint", type=Path, help="a SmolVLA checkpoint [full size, random weights]")
     parser.add_argument("--tiny", action="store_true", help="a tiny random checkpoint, to see that it works")
-    parser.add_argument("--folder", type=Path, default=Path("results/smolvla"), help="where to work (needs 8 GB)")
+    parser.add_argument("--folder", type=Path, default=Path("results/smolvla"), help=f"where to work (needs {DISK})")
     parser.add_argument("--rounds", type=int, default=7, help="chunks of each side, after one that does not count")
     parser.add_argument("--sides", type=lambda t: t.split(","), default=list(SIDES), help=",".join(SIDES))
     parser.add_argument("--packages", type=lambda t: t.split(","), default=list(PACKAGES), help=",".join(PACKAGES))
+    parser.add_argument("--note", action="append", default=[], help="a line on the page about this run; repeatable")
     parser.add_argument("--json", type=Path, help="write all figures here")
     parser.add_argument("--markdown", type=Path, help="write the tables here")
     parser.add_argument("--side", help=argparse.SUPPRESS)
@@ -65,7 +79,8 @@ def main(arguments: list[str] | None = None) -> int:
     elif not (checkpoint / "tokenizer.json").exists():
         make_checkpoint(checkpoint, tiny=options.tiny)
     np.savez(options.folder / "sample.npz", **_sample(checkpoint))
-    found: dict[str, Any] = {"machine": pages.machine("npukit", "torch", "numpy", "onnxruntime", "onnxruntime-qnn")}
+    found: dict[str, Any] = {"notes": options.note}
+    found["machine"] = pages.machine("npukit", "torch", "numpy", "onnxruntime", "onnxruntime-qnn")
     if BLOCK in options.packages and not (options.folder / BLOCK_CHECKPOINT / "tokenizer.json").exists():
         make_checkpoint(options.folder / BLOCK_CHECKPOINT, tiny=options.tiny, layers=1)
     found["export"] = {name: _export(checkpoint, options.folder, name) for name in options.packages}
@@ -273,6 +288,8 @@ def _npukit(name: str, folder: Path) -> Any:
 
 def markdown(found: dict[str, Any]) -> str:
     """The tables."""
+    from npukit import targets
+
     m, sides, exports = found["machine"], found["sides"], found["export"]
     versions = ", ".join(f"{name} {version}" for name, version in m["versions"].items())
     lines = [
@@ -286,6 +303,7 @@ def markdown(found: dict[str, Any]) -> str:
         "",
         f"{m['date']}; {m['cpu']}, {m['cores']} cores; {m['system']}; Python {m['python']}; {versions}; "
         f"load average {m['load_before']:.1f} before, {m['load_after']:.1f} after.",
+        *found.get("notes", ()),
         "",
         "## A chunk of actions",
         "",
@@ -312,8 +330,10 @@ def markdown(found: dict[str, Any]) -> str:
         )
     head = ("side", "s a chunk", "range", f"times as fast as {PEER}", "max error / range", "SQNR, dB")
     lines += pages.table((*head, "peak GB", "anonymous GB", "disk GB", "parts, s"), rows)
+    lines += _judgement(sides)
     for name, export in exports.items():
         lines += ["", f"## The export: {name}", "", f"`npukit policy export CHECKPOINT {' '.join(PACKAGES[name])}`", ""]
+        lines += [*about, ""] if (about := ABOUT.get(name)) else []
         stages = [
             (row["stage"], f"{row['seconds']:.1f}", f"{row['peak_bytes'] / 1e9:.2f}" if row["peak_bytes"] else "")
             for row in export["parity"]["stages"]
@@ -324,6 +344,9 @@ def markdown(found: dict[str, Any]) -> str:
             for row in export["parity"]["artifacts"]
         ]
         lines += ["", *pages.table(("artifact", "precision", "MB", "SoC", "Hexagon", "VTCM, MB"), files)]
+        if any(export["contexts"].values()):
+            has = targets.target(CHIP).vtcm_mb
+            lines += ["", f"The chip has {has} MB of VTCM; what the library compiles for is in the table."]
         chunks = [
             (row["backend"], row["run_on"], row["against"], f"{row['cosine']:.8f}", f"{row['share']:.1e}",
              "" if row["sqnr_db"] is None else f"{row['sqnr_db']:.1f}")
@@ -342,6 +365,35 @@ def markdown(found: dict[str, Any]) -> str:
             lines += ["", "Chunks of observations through the runtime:", ""]
             lines += pages.table(("backend", "run on", "against", "cosine", "max error / range", "SQNR, dB"), chunks)
     return "\n".join(lines) + "\n"
+
+
+def _judgement(sides: dict[str, Any]) -> list[str]:
+    """What the first table says of the goals, and why bfloat16 is not the peer."""
+    lines = []
+    for name, goal in MEMORY.items():
+        if name not in sides:
+            continue
+        peak, anonymous = sides[name]["peak"] / 1e9, sides[name]["anonymous"] / 1e9
+        if peak <= goal:
+            lines.append(f"- `{name}` is within the goal of {goal} GB of memory.")
+        else:
+            lines.append(
+                f"- `{name}` misses the goal of {goal} GB of memory: {peak:.2f} with mapped files, of which "
+                f"{anonymous:.2f} are anonymous."
+            )
+    half, int8 = sides.get("torch-bfloat16", {}), sides.get("ort-int8", {})
+    if half.get("share", 0.0) > EQUAL:
+        lines.append(
+            f"- `torch-bfloat16` is not the peer: it is not of equal accuracy. Its error is {half['share']:.1e} of the "
+            f"range, the goal {EQUAL:.0e}."
+        )
+        if "share" in int8:
+            times = statistics.median(half["seconds"]) / statistics.median(int8["seconds"])
+            lines.append(
+                f"- `ort-int8` is {times:.2f} times as fast as `torch-bfloat16`, with an error of {int8['share']:.1e} "
+                f"and an SQNR of {int8['sqnr_db']:.1f} dB (goal: 30)."
+            )
+    return ["", *lines] if lines else []
 
 
 def _size(exports: dict[str, Any], package: str, backend: str) -> int:
