@@ -408,6 +408,28 @@ def test_compiling_for_what_cannot_hold_it(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.native
+@pytest.mark.parametrize(("chip", "size"), [("qcs6490", 2), ("sm8650", 4)])
+def test_no_more_vtcm_than_the_chip_has(chip: str, size: int, tmp_path: Path) -> None:
+    """The library takes 4 MB unless it is told, of which some chips have 2. Each chip in a process of its own."""
+    code = (
+        "import sys\nfrom npukit.artifacts import context\nfrom npukit.qnn.graph import Model\n"
+        "from npukit.targets import target\nfrom tests.sample_graphs import quantized\n"
+        "context.compile(Model({'q': quantized()}), target(sys.argv[1]), sys.argv[2])"
+    )
+    path = tmp_path / "m.bin"
+    root = Path(__file__).parents[1]
+    subprocess.run([sys.executable, "-c", code, chip, str(path)], check=True, cwd=root)
+    info, _ = context.read(path)
+    assert (info.soc_model, info.vtcm_mb) == (target(chip).soc_id, {"q": size})
+    other = target("sm8550")
+    with pytest.raises(ArtifactError, match="does not fit sm8550") as caught:
+        context.check(dataclasses.replace(info, vtcm_mb={"q": 16}), other)
+    assert [fault.what for fault in caught.value.faults][-1] == "it wants 16 MB of VTCM, sm8550 has 8"
+    assert len(caught.value.faults) == 3  # SoC and architecture too
+    context.check(info, target(chip))
+
+
 def test_writing_without_stamp_removes_the_old_sidecar(tmp_path: Path) -> None:
     context.write(b"1", tmp_path / "m.bin", Stamp("0.1.0"))
     assert context.read_sidecar(tmp_path / "m.bin") == Stamp("0.1.0")

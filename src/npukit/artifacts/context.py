@@ -15,6 +15,7 @@ import logging
 import os
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -29,6 +30,7 @@ from npukit.targets import Target
 log = logging.getLogger(__name__)
 
 SIDECAR_SUFFIX: Final = ".npukit.json"
+_VTCM_MB: Final = 4  # what the library compiles for, whatever the chip has, unless it is told
 _HASH: Final = re.compile(r"[0-9a-f]{64}")
 
 
@@ -61,6 +63,9 @@ def compile_binary(
         )
     if not model.graphs:
         raise ArtifactError("there is no graph to compile")
+    options = options or GraphOptions()
+    if options.vtcm_mb is None and target.vtcm_mb is not None and target.vtcm_mb < _VTCM_MB:
+        options = replace(options, vtcm_mb=target.vtcm_mb)
     with Backend("htp", soc_id=target.soc_id) as backend:
         _validate(model, backend, target)
         with backend.context(weight_sharing=weight_sharing) as context:
@@ -104,15 +109,34 @@ def compile(  # noqa: A001 - the verb that it is
 ) -> None:
     """Compile `model` for `target` into `path`, with `stamp` in the sidecar beside it.
 
+    What the binary says of itself, read by libQnnSystem, must be what the chip is: SoC, architecture, and no more VTCM
+    than it has.
+
     In a fresh process equal models give equal bytes. Both files appear complete or not at all; after a kill between
     the two renames the old sidecar does not match the new binary, and is refused.
 
     Raises:
         UsageError, GraphError, NativeError: see `compile_binary`.
+        ArtifactError: the binary does not fit the chip.
         NpukitError: a file cannot be written.
     """
     data = compile_binary(model, target, options=options, weight_sharing=weight_sharing, progress=progress)
+    check(binary_info(data, where=str(path)), target)
     write(data, path, stamp)
+
+
+def check(info: BinaryInfo, target: Target) -> None:
+    """ArtifactError where a context binary is for another chip than `target`, or wants more VTCM than that has."""
+    faults = []
+    for what, found, wanted in (("SoC", info.soc_model, target.soc_id), ("Hexagon V", info.arch, target.arch)):
+        if found and wanted and found != wanted:
+            faults.append(Fault(f"it is for {what} {found}, {target.name} is {wanted}"))
+    for graph, size in info.vtcm_mb.items():
+        if target.vtcm_mb is not None and size > target.vtcm_mb:
+            faults.append(Fault(f"it wants {size} MB of VTCM, {target.name} has {target.vtcm_mb}", f"graph {graph}"))
+    if faults:
+        raise ArtifactError(f"the context binary does not fit {target.name}", faults=faults,
+                            hint="leave --vtcm-mb out, or give what the chip has")  # fmt: skip
 
 
 def write(data: bytes, path: Path | str, stamp: Stamp | None = None) -> None:

@@ -73,7 +73,7 @@ class CompileOptions:
     target: str | None = opt(None, "The chip [the only one that the DLC was converted for].", metavar="NAME")
     graph: str | None = opt(None, "Compile only this graph.", metavar="NAME")
     optimization: int | None = opt(None, "Effort of the compiler, 1 to 3 [the library's].", choices=("1", "2", "3"))
-    vtcm_mb: int | None = opt(None, "VTCM to use in MB, 0 for all [the library's].")
+    vtcm_mb: int | None = opt(None, "VTCM to use in MB, 0 for all [4, or what the chip has].")
     hvx_threads: int | None = opt(None, "Vector threads to use [the library's].")
     input_shapes: dict[str, tuple[int | str, ...]] = opt(
         {}, "Ascend: shape of an input; -1 where gears are for.", "--input-shape", many=True, parse=atc_shapes,
