@@ -143,7 +143,7 @@ def sqnr(
     """SQNR in dB of the simulated graph with 8-bit activations; inputs and outputs stay float."""
     groups = Groups(graph)
     plan = Plan(weights=weights, float_io=True)
-    made = assign(graph, plan, make(calibrated(graph, calibration), groups, Scheme()), Legal({}), groups)
+    made = assign(graph, plan, make(calibrated(graph, calibration), Scheme()), Legal({}), groups)
     simulation = Simulation(made.graph, "qdq", threads=1)
     noise = signal = 0.0
     for sample, expected in zip(samples, reference, strict=True):
