@@ -141,6 +141,7 @@ def test_the_stand_in_refuses_as_documented(
 def test_compiles_checks_and_stamps(toolkit: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     record = model.with_name("record.json")
     monkeypatch.setenv("ATC_DOUBLE_RECORD", str(record))
+    monkeypatch.setenv("ATC_DOUBLE", "slow:0.7")  # its memory is looked at every 0.2 s
     output = model.with_name("a-b.om")
     result = compiled(model, output=output)
     assert result.exit_code == 0
@@ -771,9 +772,10 @@ def test_what_was_compiled_runs_by_its_stamp(
     np.testing.assert_allclose(y, np.maximum(x.sum(1, keepdims=True), 0).repeat(4, 1), rtol=1e-5, atol=1e-5)
 
 
-def test_progress_says_what_atc_says(toolkit: Path, folder: Path) -> None:
+def test_progress_says_what_atc_says(toolkit: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from npukit import log
 
+    monkeypatch.setenv("ATC_DOUBLE", "slow:0.7")
     heard: list[str] = []
     with log.progress_to(lambda what, share: heard.append(what)):
         compiled(folder / "net.onnx")
