@@ -25,7 +25,7 @@ import numpy as np
 from benchmarks import pages
 
 THREADS = 2
-PEER = "torch-sdpa"
+PEER = "torch-compile"
 EXACT = "torch-eager"
 CHIP = "sm8650"
 BLOCK = "w8a16-block"  # one layer of each component (two of the language model, of either kind) at full width
@@ -38,7 +38,7 @@ PACKAGES: dict[str, tuple[str, ...]] = {
     BLOCK: ("--backend=qnn-htp", "--precision=w8a16", "--emulator-seconds=1200"),
 }
 OURS = {"ort": ("float32", "ort"), "ort-int8": ("int8", "ort"), "qnn-cpu": ("float32", "qnn-cpu")}
-SIDES = (EXACT, PEER, "torch-bfloat16", *OURS)
+SIDES = (EXACT, "torch-sdpa", PEER, "torch-bfloat16", *OURS)
 EQUAL = 1e-4  # largest error of equal accuracy, as a share of the chunk's range
 MEMORY = {"ort": 3.0, "qnn-cpu": 3.0, "ort-int8": 1.2}  # goals, GB
 # On disk at once, full size: 1.2 GB of checkpoint, 0.3 of the block's, 4.4, 0.7, 1.1, 0.6 and 0.1 of packages, and
@@ -252,6 +252,8 @@ def _torch(name: str, folder: Path) -> Any:
     config, held = weights.read(checkpoint, json.loads((checkpoint / "config.json").read_text()))
     dtype = torch.bfloat16 if name == "torch-bfloat16" else torch.float32
     model = weights.load_model(held, config, dtype=dtype, attention="eager" if name == EXACT else "sdpa").eval()
+    if name == PEER:
+        model = torch.compile(model)
     sample = {key: torch.from_numpy(value) for key, value in np.load(folder / "sample.npz").items()}
     images = [sample[f"image_{i + 1}"].to(dtype) for i in range(len(config.cameras))]
     masks = [sample["image_masks"][:, i].bool() for i in range(len(config.cameras))]
@@ -298,8 +300,9 @@ def markdown(found: dict[str, Any]) -> str:
         "Written by `make bench-smolvla`: the architecture of smolvla_libero (604.9 million parameters, two cameras,",
         "chunks of 50 actions, ten denoising steps) with random weights, on the same observation and noise. The sides",
         f"stay loaded and take turns, {THREADS} threads each; figures are medians. `torch-eager` computes as LeRobot",
-        "does; `torch-sdpa` is the same network as fast as we could write it in PyTorch. Peak memory is the process's",
-        "own, mapped files included; *anonymous* leaves those out, and is what stays resident after a chunk.",
+        "does; `torch-sdpa` is the same network as fast as we could write it in PyTorch, `torch-compile` that through",
+        "torch.compile. Peak memory is the process's own, mapped files included; *anonymous* leaves those out, and is",
+        "what stays resident after a chunk.",
         "",
         f"{m['date']}; {m['cpu']}, {m['cores']} cores; {m['system']}; Python {m['python']}; {versions}; "
         f"load average {m['load_before']:.1f} before, {m['load_after']:.1f} after.",
