@@ -55,7 +55,7 @@ STAGES = {
     "calibrate": "calibration",
     "write": "weights, encodings and the file",
 }
-TUNED = ("aimet-best", "aimet-seqmse", "aimet-adaround")  # they count for accuracy, not for the goals of speed
+PLAIN = ("ort", "aimet")  # those that speed and memory are judged by; slower recipes count for accuracy alone
 GOALS = {
     "sqnr": "SQNR at least that of the best peer",
     "fast": "at least as fast as the faster of ONNX Runtime and AIMET min-max",
@@ -135,7 +135,7 @@ def judged(mine: dict[str, Any], peers: dict[str, dict[str, Any]], titles: dict[
     best = max(peers, key=lambda tool: peers[tool]["sqnr"], default="")
     if best and round(mine["sqnr"], 1) < round(peers[best]["sqnr"], 1):
         missed["sqnr"] = f"{mine['sqnr']:.1f} dB, {titles[best]} {peers[best]['sqnr']:.1f} dB"
-    plain = [peers[tool] for tool in ("ort", "aimet") if tool in peers]
+    plain = [peers[tool] for tool in PLAIN if tool in peers]
     if plain:
         fast, slow = (pick(plain, key=lambda row: row["wall"]) for pick in (min, max))
         if mine["wall"] > fast["wall"]:
@@ -149,7 +149,8 @@ def judged(mine: dict[str, Any], peers: dict[str, dict[str, Any]], titles: dict[
 
 def _goals(rows: dict[Any, Any], networks: list[str], found: dict[str, Any]) -> list[str]:
     met: dict[str, int] = dict.fromkeys(GOALS, 0)
-    tuned: dict[str, list[float]] = {tool: [] for tool in TUNED}
+    titles = found["machine"]["titles"]
+    tuned: dict[str, list[float]] = {tool: [] for tool in titles if tool not in ("npukit", *PLAIN)}
     total, missed = 0, []
     for network in networks:
         for bits in (8, 16):
@@ -163,10 +164,9 @@ def _goals(rows: dict[Any, Any], networks: list[str], found: dict[str, Any]) -> 
             if mine["failed"]:
                 missed.append((title, "all", mine["failed"], ""))
                 continue
-            faults = judged(mine, peers, found["machine"]["titles"])
-            for tool in TUNED:
-                if tool in peers:
-                    tuned[tool].append(peers[tool]["wall"] / mine["wall"])
+            faults = judged(mine, peers, titles)
+            for tool in tuned.keys() & peers.keys():
+                tuned[tool].append(peers[tool]["wall"] / mine["wall"])
             for goal in GOALS:
                 met[goal] += goal not in faults
             missed += [(title, GOALS[g], figures, _reason(mine, g)) for g, figures in faults.items()]
@@ -175,7 +175,7 @@ def _goals(rows: dict[Any, Any], networks: list[str], found: dict[str, Any]) -> 
     for tool, ratios in tuned.items():
         if ratios:
             text = f"{min(ratios):.1f} to {max(ratios):.1f} times npukit's seconds"
-            lines.append(f"- {found['machine']['titles'][tool]} on {len(ratios)}, with {text}")
+            lines.append(f"- {titles[tool]} on {len(ratios)}, with {text}")
     if missed:
         lines += ["", "Missed:", "", *table(("network", "goal", "figures", "reason"), missed)]
     return lines

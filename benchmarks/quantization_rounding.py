@@ -30,7 +30,7 @@ from npukit.qnn.graph import Array, DType, Graph, Op
 from npukit.quantization.assign import Plan, assign
 from npukit.quantization.calibrated import OUTPUT_MSE, Calibrated, Scheme
 from npukit.quantization.ranges import reals
-from npukit.quantization.roles import Groups, weight_axis
+from npukit.quantization.roles import weight_axis
 from npukit.quantization.rounding import Geometry, Moments, SecondMoments, grids, loss, round_weights
 from npukit.quantization.simulation import Simulation, native_feeds
 from npukit.quantization.weights import quantize_weights
@@ -146,7 +146,7 @@ class Quantizer:
     """A network that is calibrated once, and quantized with one scheme after the other."""
 
     def __init__(self, case: Case) -> None:
-        self.case, self.groups = case, Groups(case.graph)
+        self.case = case
         names = [op.inputs[0].name for op in case.graph.ops if weight_axis(op) is not None and op.inputs[0] is not None]
         self.moments = Moments(case.graph)
         self.seen = _calibration(case.graph, case.calibration, names, self.moments)
@@ -166,7 +166,7 @@ class Quantizer:
 
     def _assigned(self, scheme: Scheme, plan: Plan) -> Graph:
         encodings = Calibrated(self.seen, scheme)
-        return assign(self.case.graph, plan, encodings, self.case.legal, self.groups).graph
+        return assign(self.case.graph, plan, encodings, self.case.legal, self.seen.groups).graph
 
     def _of_quantized(self, name: str, scheme: Scheme, plan: Plan) -> SecondMoments:
         op = next(op for op in self.case.graph.ops if op.name == name)

@@ -35,7 +35,7 @@ from npukit.quantization.assign import Plan, assign
 from npukit.quantization.calibrated import Calibrated, Scheme
 from npukit.quantization.calibration import Calibration
 from npukit.quantization.metrics import METRICS
-from npukit.quantization.roles import Groups, weight_axis
+from npukit.quantization.roles import weight_axis
 from npukit.quantization.search import Found, Levels, Point, Unit, search
 from npukit.quantization.sensitivity import find_units
 from npukit.quantization.simulation import Simulation, native_feeds, real_outputs
@@ -100,7 +100,7 @@ class Trials:
         calibration = Calibration(case.graph, channels=[t for t in weighted.values() if t.dtype.is_float])
         for sample in case.calibration:
             calibration.update(sample)
-        self._groups = Groups(case.graph)
+        self._groups = calibration.groups
         self._encodings = Calibrated(calibration, Scheme())
         assigned = assign(case.graph, Plan(), self._encodings, case.legal, self._groups)
         self.units = find_units(case.graph, self._groups, self._encodings, assigned, Plan(), case.calibration)

@@ -141,7 +141,7 @@ class Encoder:
         start = time.perf_counter()
         self.calibration = _calibration(self.graph, read.values(), samples)
         self.seconds = time.perf_counter() - start
-        self.groups = Groups(self.graph)
+        self.groups = self.calibration.groups
         self.moments: Moments | None = None
         self._encodings: dict[tuple[Scheme, bool], Calibrated] = {}
 

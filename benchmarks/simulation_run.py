@@ -25,7 +25,7 @@ from npukit.quantization.calibrated import Calibrated, Scheme
 from npukit.quantization.calibration import Calibration
 from npukit.quantization.capabilities import unreliable
 from npukit.quantization.ranges import codes, reals
-from npukit.quantization.roles import Groups, Role, role, weight_axis
+from npukit.quantization.roles import Role, role, weight_axis
 from npukit.quantization.simulation import Simulation
 
 SCHEME = Scheme("min-max", "min-max", importance=False, bias_correction=False)
@@ -130,9 +130,9 @@ def quantized(row: Row, bits: int, weights: int, arch: int) -> tuple[Graph, dict
     graph, feeds = row.graph()
     calibration = Calibration(graph, threads=1)
     calibration.update(feeds)
-    groups = Groups(graph)
     source = Calibrated(calibration, SCHEME)
-    made = assign(graph, Plan(activations=bits, weights=weights), source, legal(arch, trusting=True), groups)
+    plan = Plan(activations=bits, weights=weights)
+    made = assign(graph, plan, source, legal(arch, trusting=True), calibration.groups)
     given = {}
     for tensor in made.graph.inputs:
         array = feeds[tensor.name]

@@ -252,7 +252,7 @@ def _torch(name: str, folder: Path) -> Any:
     config, held = weights.read(checkpoint, json.loads((checkpoint / "config.json").read_text()))
     dtype = torch.bfloat16 if name == "torch-bfloat16" else torch.float32
     model = weights.load_model(held, config, dtype=dtype, attention="eager" if name == EXACT else "sdpa").eval()
-    if name == PEER:
+    if name == "torch-compile":
         model = torch.compile(model)
     sample = {key: torch.from_numpy(value) for key, value in np.load(folder / "sample.npz").items()}
     images = [sample[f"image_{i + 1}"].to(dtype) for i in range(len(config.cameras))]

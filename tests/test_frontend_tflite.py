@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import sys
 from pathlib import Path
 from typing import Any
@@ -19,23 +18,9 @@ from npukit.frontends.onnx import LoadOptions
 from npukit.frontends.tflite import flatfile, load
 
 pytest.importorskip("tflite")
+from tools.tflite_coverage import stored_cases as cases  # noqa: E402
 
 DATA = Path(__file__).parent / "data" / "tflite"
-
-
-@functools.cache
-def cases(family: str) -> dict[str, dict[str, Any]]:
-    found: dict[str, dict[str, Any]] = {}
-    for path in sorted(DATA.glob(f"{family}_?.npz")):
-        with np.load(path) as arrays:
-            for key in arrays.files:
-                case, side, *name = key.split("/", 2)
-                row = found.setdefault(case, {"in": {}, "out": {}})
-                if side == "model":
-                    row["model"] = arrays[key].tobytes()
-                else:
-                    row[side][name[0]] = arrays[key]
-    return found
 
 
 def lowered(content: bytes, path: str = "raise", options: LoadOptions | None = None) -> Any:

@@ -228,6 +228,12 @@ def test_an_interrupted_calibration_of_another_graph_is_not_resumed(
         )
     assert keys[0] != keys[1]
     assert keys[0] == keys[2]  # how ranges are chosen from the statistics is no part of them
+    model = onnx.load(tmp_path / "m.onnx")
+    model.graph.node[0].attribute.append(helper.make_attribute("epsilon", 0.1))
+    onnx.save(model, tmp_path / "m.onnx")
+    (tmp_path / "q.dlc.calibration").touch()
+    npukit.quantize(tmp_path / "m.onnx", calibration=data, output=tmp_path / "q.dlc", verify=False, in_process=True)
+    assert keys[3] != keys[0]  # the same names, shapes and weights, another function
 
 
 def test_what_saving_encodings_leaves_out_is_said(tmp_path: Path) -> None:

@@ -171,20 +171,30 @@ def trials(code: str, *, integer: bool = False) -> Iterator[Trial]:
 
 
 @functools.cache
+def stored_cases(family: str) -> dict[str, dict[str, Any]]:
+    """By name what tests/data/tflite/make.py wrote: "model" (bytes), "in" and "out" (arrays by port)."""
+    found: dict[str, dict[str, Any]] = {}
+    for path in sorted(STORED.glob(f"{family}_?.npz")):
+        with np.load(path) as arrays:
+            for key in arrays.files:
+                case, side, *name = key.split("/", 2)
+                row = found.setdefault(case, {"in": {}, "out": {}})
+                if side == "model":
+                    row["model"] = arrays[key].tobytes()
+                else:
+                    row[side][name[0]] = arrays[key]
+    return found
+
+
+@functools.cache
 def stored() -> dict[str, list[Trial]]:
     """The int8 models that TensorFlow's converter wrote (tests/data/tflite/make.py), by the operators that they hold.
 
     Those count that read or write int8, but not the ones that turn codes into floats and back.
     """
-    parts: dict[str, dict[str, dict[str, Array]]] = {}
-    for path in sorted(STORED.glob("ops_int8_?.npz")):
-        with np.load(path) as arrays:
-            for key in arrays.files:
-                name, side, *port = key.split("/", 2)
-                parts.setdefault(name, {}).setdefault(side, {})["".join(port)] = arrays[key]
     found: dict[str, list[Trial]] = {}
-    for part in parts.values():
-        one = Trial(part["model"][""].tobytes(), part["in"], part["out"])
+    for case in stored_cases("ops_int8").values():
+        one = Trial(case["model"], case["in"], case["out"])
         for code in _integer_operators(one.content):
             found.setdefault(code, []).append(one)
     return found

@@ -443,9 +443,7 @@ def _mapped(path: Path | str, stream: BinaryIO, end: int) -> npt.NDArray[np.gene
     import numpy as np
 
     try:
-        version = np.lib.format.read_magic(stream)
-        readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-        shape, fortran, dtype = readers[version](stream)
+        shape, fortran, dtype = npy_header(stream)
     except Exception as error:  # numpy hands the header to Python's tokenizer and parser, which raise what they like
         raise _bad_array(path, "not a sound .npy file") from error
     start = stream.tell()
@@ -457,6 +455,15 @@ def _mapped(path: Path | str, stream: BinaryIO, end: int) -> npt.NDArray[np.gene
     if count == 0:
         return np.empty(shape, dtype)
     return np.memmap(path, dtype, "r", start, shape, order="F" if fortran else "C")
+
+
+def npy_header(stream: Any) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """Shape, whether in Fortran's order, and dtype of what follows in .npy format; raises what numpy's parser does."""
+    import numpy as np
+
+    version = np.lib.format.read_magic(stream)
+    readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    return readers[version](stream)
 
 
 def _bad_array(path: Path | str, why: str) -> InputError:

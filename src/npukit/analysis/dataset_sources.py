@@ -544,9 +544,7 @@ def _npz_headers(path: Path) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]
         with zipfile.ZipFile(path) as archive:
             for name in archive.namelist():
                 with archive.open(name) as stream:
-                    version = np.lib.format.read_magic(stream)
-                    read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-                    shape, _, dtype = read[version](stream)
+                    shape, _, dtype = files.npy_header(stream)
                 if dtype.hasobject:
                     raise ValueError(f"{name} holds Python objects, which are never unpickled")
                 headers[name.removesuffix(".npy")] = (shape, dtype)

@@ -28,9 +28,10 @@ from npukit.raising.encodings import dequantized
 # What calibration has not seen may lie beyond what it has: room for it, where 16 bits have steps to spare, and for
 # outputs, where it shows most. Tried on held-out samples: 1.5 at 16 bits takes digits from 31 to 42 dB, MobileNetV2
 # from 24 to 29, BERT from 37 to 42; outputs of digits at 8 bits have 30 dB by least squared error, 37 by their range.
-# At 16 bits steps are small: the whole range, with room for what calibration did not meet, beats any cut. These methods
-# are that, or are done as asked for; the others are for 8 bits.
-METHODS_16 = ("mse", "min-max", "tf", "percentile", "symmetric")
+# At 16 bits steps are small: the whole range, with room for what calibration did not meet, beats any cut. That is what
+# "mse", the default, means there; these are done as asked for, and the others are for 8 bits.
+_AS_ASKED_16 = ("min-max", "tf", "percentile", "symmetric")
+METHODS_16 = ("mse", *_AS_ASKED_16)
 _MARGIN_16, _MARGIN_OUTPUT = 1.5, 1.1
 _HUGE = 1e20
 OUTPUT_MSE = "output-mse"
@@ -98,7 +99,6 @@ class Calibrated:
         """The encoding that `tensor` shares with its group."""
         key = (self._groups.key(tensor), bits)
         if key not in self._ranges:
-            self._why[key] = "given"
             self._ranges[key] = self._forced_encoding(tensor, bits) or self._observed(tensor, bits)
         return self._ranges[key]
 
@@ -106,7 +106,7 @@ class Calibrated:
         """How the encoding that `activation` gave came about, in words."""
         others = [t.name for t in self._groups.of(tensor) if t is not tensor]
         shared = f"; shared with {', '.join(others[:3])}{', ...' if len(others) > 3 else ''}" if others else ""
-        return self._why.get((self._groups.key(tensor), bits), "") + shared
+        return self._why.get((self._groups.key(tensor), bits), "given") + shared
 
     def why_weights(self) -> str:
         """How weights got theirs, where none was given."""
@@ -126,15 +126,12 @@ class Calibrated:
 
     def _observed(self, tensor: Tensor, bits: int) -> Encoding:
         scheme = self.scheme
-        cuts = scheme.activation_method == "percentile"
-        whole = bits == 16 and not cuts
-        method = "min-max" if whole and scheme.activation_method != "symmetric" else scheme.activation_method
-        symmetric = scheme.symmetric_activations or self._groups.centred(tensor, bits) or method == "symmetric"
-        margin = 1.0
-        if method == "min-max" and scheme.activation_method not in ("min-max", "tf"):
-            margin = _MARGIN_16
-        elif scheme.activation_method == "mse" and self._is_output(tensor):
+        method, margin = scheme.activation_method, 1.0
+        if bits == 16 and method not in _AS_ASKED_16:
+            method, margin = "min-max", _MARGIN_16
+        elif method == "mse" and self._is_output(tensor):
             method, margin = "min-max", _MARGIN_OUTPUT
+        symmetric = scheme.symmetric_activations or self._groups.centred(tensor, bits) or method == "symmetric"
         found: Range | None = None
         masked = False
         for member in self._counting(tensor):

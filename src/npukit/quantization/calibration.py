@@ -171,16 +171,11 @@ class ChannelPass:
         self.channels = {tensor.name: ChannelObserver(tensor.shape[-1]) for tensor in tensors}
         inputs = {tensor.name for tensor in graph.inputs}
         inner = [tensor for tensor in tensors if tensor.name not in inputs]
-        self._simulation: Simulation | None = Simulation(graph, "float", fetch=inner, threads=threads)
+        self._simulation = Simulation(graph, "float", fetch=inner, threads=threads)
         self._rounds = _rounds(inner)
-
-    def end(self) -> None:
-        """No more samples will come: let ONNX Runtime's memory go."""
-        self._simulation = None
 
     def update(self, sample: Mapping[str, Array]) -> None:
         """Take in one sample: arrays by source name."""
-        assert self._simulation is not None
         feeds = native_feeds(self._graph, sample, "float")
         for arrays in (feeds, *(self._simulation.run(feeds, names) for names in self._rounds)):
             for name, array in arrays.items():

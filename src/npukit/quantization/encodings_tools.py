@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from npukit.artifacts import dlc
+from npukit.artifacts.stamp import Stamp
 from npukit.errors import Fault, LoweringError, nearest
 from npukit.files import map_file
 from npukit.frontends.onnx import load
@@ -42,10 +43,16 @@ def entries_of(path: Path) -> EncodingsFile:
     if not is_artifact(path):
         return read(path)
     model, stamp = dlc.read(path)
-    names = {tensor: source for source, tensor in (stamp.names if stamp is not None else {}).items()}
-    for io in (*stamp.inputs, *stamp.outputs) if stamp is not None else ():
-        names.setdefault(io.tensor, io.name)
+    names = {} if stamp is None else source_names(stamp)
     return EncodingsFile("dlc", tuple(_entries(model, names)), where=str(path))
+
+
+def source_names(stamp: Stamp) -> dict[str, str]:
+    """Name in the artifact -> name in the source, where the stamp knows it."""
+    names = {tensor: source for source, tensor in stamp.names.items()}
+    for io in (*stamp.inputs, *stamp.outputs):
+        names.setdefault(io.tensor, io.name)
+    return names
 
 
 def _entries(model: Model, names: dict[str, str]) -> list[Entry]:

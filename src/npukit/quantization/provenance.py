@@ -25,11 +25,11 @@ def provenance(graph: Graph, source: Graph, encodings: Calibrated, names: Mappin
         graph: quantized.
         source: the float graph that it was made of.
         encodings: what it was quantized with.
-        names: name in the artifact -> name in the source, where they differ.
+        names: name in the artifact -> name in the source, where that is known.
 
     Returns:
         "name" in the source, "tensor" in the artifact, "kind" ("activation" or "param"), "bits", "encoding" in words,
-        "range" that its codes reach, "seen" in calibration (None where it was not observed itself), "why".
+        "range" that its codes reach, "seen" in calibration (None where it decides no encoding), "why".
     """
     floats = {tensor.name: tensor for tensor in source.tensors()}
     roles = {t.name: role(op, i) for op in source.ops for i, t in enumerate(op.inputs) if t is not None}

@@ -69,8 +69,7 @@ def _fused(op: Op, reader: Op, readers: dict[int, list[Op]]) -> bool:
     after = readers.get(id(reader.outputs[0]), [])
     if len(after) > 1 and any(last.type == "Concat" for last in after):
         return False
-    neuron = reader.params.get("operation") if reader.type == "ElementWiseNeuron" else None
-    kind = "HardSwish" if neuron is not None and neuron.value == _HARD_SWISH else reader.type
+    kind = "HardSwish" if _operation(reader, "ElementWiseNeuron") == _HARD_SWISH else reader.type
     if op.type not in _FUSED.get(kind, ()) or (op.type == "MatMul" and not _by_constant(op)):
         return False
     return all(
@@ -78,9 +77,14 @@ def _fused(op: Op, reader: Op, readers: dict[int, list[Op]]) -> bool:
     )
 
 
+def _operation(op: Op, umbrella: str) -> int | None:
+    """What an op of the type `umbrella` computes; None for an op of another type."""
+    param = op.params.get("operation") if op.type == umbrella else None
+    return None if param is None else int(param.value)
+
+
 def _asin_of_codes(op: Op) -> bool:
-    unary = op.params.get("operation") if op.type == "ElementWiseUnary" else None
-    asin = op.type == "ElementWiseAsin" or (unary is not None and unary.value == _ASIN)
+    asin = op.type == "ElementWiseAsin" or _operation(op, "ElementWiseUnary") == _ASIN
     return asin and op.outputs[0].dtype.is_quantized
 
 
@@ -95,14 +99,13 @@ def _within_one(op: Op, ops: list[Op]) -> Tensor:
 
 
 def _swallows(op: Op) -> bool:
-    binary = op.params.get("operation") if op.type == "ElementWiseBinary" else None
-    swallows = op.type in _SWALLOWING or (binary is not None and binary.value in _SWALLOWING_BINARIES)
+    swallows = op.type in _SWALLOWING or _operation(op, "ElementWiseBinary") in _SWALLOWING_BINARIES
     return swallows and op.outputs[0].kind is TensorKind.NATIVE
 
 
 def _clamps_16(op: Op) -> bool:
-    neuron = op.params.get("operation") if op.type == "ElementWiseNeuron" else None
-    clamp = op.type in ("Relu1", "Relu6", "ReluMinMax") or (neuron is not None and neuron.value == _RELU_MIN_MAX)
+    neuron = _operation(op, "ElementWiseNeuron")
+    clamp = op.type in ("Relu1", "Relu6", "ReluMinMax") or neuron == _RELU_MIN_MAX
     return clamp and all(t is not None and t.dtype is DType.UFIXED_POINT_16 for t in (*op.inputs, *op.outputs))
 
 

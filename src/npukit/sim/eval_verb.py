@@ -201,7 +201,7 @@ def evaluate(options: EvalOptions) -> EvalResult:
     if options.record < 0:
         raise UsageError(f"at least 0, not {options.record}", where="--record")
     if options.record:
-        jobs = [dataclasses.replace(job, observations=_beside(job, folder), kept=options.record) for job in jobs]
+        jobs = [_recorded(job, folder, options.record) for job in jobs]
     what = {
         "env": options.env,
         "policy": identity,
@@ -298,12 +298,16 @@ def _image_size(spec: PolicySpec) -> int | None:
 def _filmed(job: Job, folder: Path, count: int) -> Job:
     if 0 <= count <= job.episode:
         return job
-    path = folder / evaluation.VIDEOS / f"{job.task}-{job.episode:04d}.mp4"
-    return dataclasses.replace(job, video=path.resolve())
+    return dataclasses.replace(job, video=_file(job, folder / evaluation.VIDEOS, "mp4"))
 
 
-def _beside(job: Job, folder: Path) -> Path:
-    return (folder / evaluation.OBSERVATIONS / f"{job.task}-{job.episode:04d}.npz").resolve()
+def _recorded(job: Job, folder: Path, count: int) -> Job:
+    path = _file(job, folder / evaluation.OBSERVATIONS, "npz")
+    return dataclasses.replace(job, observations=path, kept=count)
+
+
+def _file(job: Job, folder: Path, suffix: str) -> Path:
+    return (folder / f"{job.task}-{job.episode:04d}.{suffix}").resolve()
 
 
 def _said(spec: PolicySpec, ablation: str | None) -> str:

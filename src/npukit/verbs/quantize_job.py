@@ -32,11 +32,12 @@ from npukit.quantization import encodings_file, provenance
 from npukit.quantization.assign import FLOAT, Assigned, Legal, Plan, assign
 from npukit.quantization.calibrated import METHODS_16, OUTPUT_MSE, Calibrated, Scheme
 from npukit.quantization.calibration import Calibration, ChannelPass
-from npukit.quantization.encodings_tools import entries_of
+from npukit.quantization.encodings_tools import entries_of, source_names
 from npukit.quantization.entry import EncodingsError, Entry
 from npukit.quantization.equalize import absorb_bias, absorbing, copied, equalize
 from npukit.quantization.float_width import with_float_width
 from npukit.quantization.masking import unseen_masks
+from npukit.quantization.observers import ChannelObserver
 from npukit.quantization.overrides import UNKNOWN, EncodingsReport, Matched, match, report
 from npukit.quantization.roles import Groups, weight_axis
 from npukit.quantization.rounding import Moments
@@ -76,6 +77,9 @@ class Own:
     stripped: int = 0
 
 
+_Step = Callable[[Mapping[str, ChannelObserver]], object]
+
+
 @dataclass
 class _State:
     """What the calls of one quantization share in the worker.
@@ -108,7 +112,7 @@ class _State:
     own: Own
     notes: tuple[str, ...]
     stack: contextlib.ExitStack
-    steps: list[Callable[[ChannelPass], object]]
+    steps: list[_Step]
     statistics: ChannelPass | None = None
     calibration: Calibration | None = None
     encodings: Calibrated | None = None
@@ -116,11 +120,13 @@ class _State:
 
     @cached_property
     def graph_digest(self) -> str:
-        """SHA-256 of the graph's ops and constants, once `steps` are done."""
+        """SHA-256 of the graph's ops, their parameters and constants, once `steps` are done."""
         assert not self.steps
         digest = hashlib.sha256()
         for op in self.graph.ops:
             digest.update(f"{op.type} {op.name} {[t and t.name for t in (*op.inputs, *op.outputs)]}".encode())
+            for name, param in sorted(op.params.items()):
+                digest.update(f"{name} {param.dtype} {np.asarray(param.value).tolist()}".encode())
         for tensor in self.graph.tensors():
             digest.update(f"{tensor.name} {tensor.dtype} {tensor.shape}".encode())
             if tensor.data is not None:
@@ -171,14 +177,14 @@ def prepare(options: QuantizeOptions) -> list[Port]:
     ]
 
 
-def _scaling(options: QuantizeOptions, graph: Graph) -> Iterator[Callable[[ChannelPass], object]]:
+def _scaling(options: QuantizeOptions, graph: Graph) -> Iterator[_Step]:
     """Steps that even out channels."""
     if options.equalize:
         equalize(graph)
-        yield lambda seen: absorb_bias(graph, seen.channels)
+        yield lambda channels: absorb_bias(graph, channels)
     if options.smooth and smoothing(graph):
         bits = {"activations": int(options.activations), "weights": int(options.weights)}
-        yield lambda seen: smooth(graph, seen.channels, **bits)
+        yield lambda channels: smooth(graph, channels, **bits)
 
 
 def _left_out(options: QuantizeOptions, graph: Graph) -> str:
@@ -192,9 +198,9 @@ def next_step(options: QuantizeOptions) -> bool:
     """Do the step whose statistics were gathered; whether another one wants statistics. Then calibration can begin."""
     state = _current()
     if state.statistics is not None:
-        state.statistics.end()
-        done = state.steps.pop(0)(state.statistics)
-        state.statistics = None
+        channels = state.statistics.channels
+        state.statistics = None  # before the step: ONNX Runtime's memory goes with it
+        done = state.steps.pop(0)(channels)
         if not state.steps and state.graph is not state.uneven:
             state.notes = (*state.notes, *_cost_of_saving(options, done))
             state.uneven = state.graph  # the copy's weights are let go
@@ -204,12 +210,12 @@ def next_step(options: QuantizeOptions) -> bool:
         return True
     log.report("preparing the calibration", 0.08)
     weighted = [op.inputs[0] for op in state.graph.ops if weight_axis(op) is not None]
-    channels = {id(tensor): tensor for tensor in weighted if tensor is not None and tensor.dtype.is_float}
+    read = {id(tensor): tensor for tensor in weighted if tensor is not None and tensor.dtype.is_float}
     by_output = _rounding(options) != "nearest" or options.weight_method == OUTPUT_MSE
     state.calibration = Calibration(
         state.graph,
         state.groups,
-        channels=list(channels.values()),
+        channels=list(read.values()),
         moments=Moments(state.graph) if by_output else None,
         threads=options.threads,
     )
@@ -520,10 +526,8 @@ def write(options: QuantizeOptions, path: Path, warnings: list[str], levels: Map
     if state.matched.rows:
         found, stamp = _honoured(options, path, stamp)
     if options.encodings_report is not None:
-        names = {tensor: source for source, tensor in stamp.names.items()}
-        provenance.write(
-            options.encodings_report, provenance.provenance(graph, state.graph, _encodings(options), names)
-        )
+        rows = provenance.provenance(graph, state.graph, _encodings(options), source_names(stamp))
+        provenance.write(options.encodings_report, rows)
     if options.save_encodings is not None:
         version = "2.0.0" if options.save_encodings.suffix != ".json" else "qnn"
         encodings_file.write(options.save_encodings, entries_of(path).entries, version)
